@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+)
+
+func newTestProcess() *Process { return NewProcess("pikod", "1", logrus.New()) }
+
+// roundTrip sends a line to the listener and wants it back.
+func roundTrip(t *testing.T, l net.Listener, addr net.Addr) {
+	t.Helper()
+	c, err := net.Dial(addr.Network(), addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	fmt.Fprintln(c, "hello")
+	if line, err := bufio.NewReader(s).ReadString('\n'); line != "hello\n" {
+		t.Errorf("have %q, %v", line, err)
+	}
+}
+
+func TestListenBindsTCPAndUnix(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for _, addr := range []string{"127.0.0.1:0", "unix:" + path} {
+		l, err := newTestProcess().Listen("proxy", addr, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roundTrip(t, l, l.Addr())
+		if strings.HasPrefix(addr, "unix:") {
+			info, err := os.Stat(path)
+			if err != nil || info.Mode().Perm() != 0o660 {
+				t.Errorf("mode %v, %v, want 0660", info.Mode(), err)
+			}
+		}
+		l.Close()
+	}
+}
+
+func TestListenNamesTheListenerThatFailed(t *testing.T) {
+	l, err := newTestProcess().Listen("proxy", "127.0.0.1:0", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, err = newTestProcess().Listen("upstream", l.Addr().String(), true)
+	if err == nil || !strings.Contains(err.Error(), "listener upstream: listen tcp "+l.Addr().String()) ||
+		!strings.Contains(err.Error(), "another process has it") {
+		t.Errorf("have %v", err)
+	}
+}
+
+func TestSocketFileInTheWay(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"stale", "alive"} {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path(name), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		if name == "stale" {
+			l.Close()
+		} else {
+			defer l.Close()
+		}
+	}
+	if err := os.WriteFile(path("file"), []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, want string }{
+		{"stale", ""}, {"alive", "another process answers on it"}, {"file", "is no socket"}, {"no/such/dir", "no such file"},
+	} {
+		l, err := newTestProcess().Listen("admin", "unix:"+path(c.name), true)
+		if c.want == "" {
+			if err != nil {
+				t.Errorf("%s: %v", c.name, err)
+				continue
+			}
+			roundTrip(t, l, l.Addr())
+			l.Close()
+		} else if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: have %v, want %q in it", c.name, err, c.want)
+		}
+	}
+	if b, _ := os.ReadFile(path("file")); string(b) != "precious" {
+		t.Error("a file in the way was removed")
+	}
+}
+
+func listenTCP(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func TestInheritedSocketIsUsedOnce(t *testing.T) {
+	l := listenTCP(t)
+	p := newTestProcess()
+	p.sockets.byName = map[string][]net.Listener{"proxy": {l}}
+	have, err := p.Listen("proxy", ":8000", false)
+	if err != nil || have != l {
+		t.Fatalf("have %v, %v", have, err)
+	}
+	again, err := p.Listen("proxy", "127.0.0.1:0", true)
+	if err != nil || again == l {
+		t.Fatalf("have %v, %v", again, err)
+	}
+	again.Close()
+}
+
+func TestSeveralSocketsOfOneName(t *testing.T) {
+	a, b := listenTCP(t), listenTCP(t)
+	p := newTestProcess()
+	p.sockets.byName = map[string][]net.Listener{"proxy": {a, b}}
+	l, err := p.Listen("proxy", ":8000", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roundTrip(t, l, a.Addr())
+	roundTrip(t, l, b.Addr())
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
+	}
+	if c, err := net.Dial("tcp", b.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the second socket is still open")
+	}
+}
+
+func TestMergedClosedBeforeFirstAccept(t *testing.T) {
+	m := newMerged([]net.Listener{listenTCP(t), listenTCP(t)})
+	m.Close()
+	if _, err := m.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("have %v", err)
+	}
+}
+
+func TestAddressThatContradictsTheSocket(t *testing.T) {
+	l := listenTCP(t)
+	port := l.Addr().(*net.TCPAddr).Port
+	for _, c := range []struct {
+		addr     string
+		explicit bool
+		conflict bool
+	}{
+		{"127.0.0.1:1", false, false},
+		{"127.0.0.1:1", true, true},
+		{fmt.Sprintf("127.0.0.1:%d", port), true, false},
+		{fmt.Sprintf("localhost:%d", port), true, false},
+		{fmt.Sprintf(":%d", port), true, true},
+		{fmt.Sprintf("127.0.0.2:%d", port), true, true},
+		{"unix:/run/x", true, true},
+		{"nonsense", true, true},
+	} {
+		p := newTestProcess()
+		file, err := l.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inherited, err := net.FileListener(file)
+		file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.sockets.byName = map[string][]net.Listener{"proxy": {inherited}}
+		have, err := p.Listen("proxy", c.addr, c.explicit)
+		if have != nil {
+			have.Close()
+		}
+		if !c.conflict {
+			if err != nil {
+				t.Errorf("%s: %v", c.addr, err)
+			}
+			continue
+		}
+		if _, ok := errors.AsType[*SettingsError](err); !ok {
+			t.Errorf("%s: have %v, want a settings error", c.addr, err)
+			continue
+		}
+		for _, want := range []string{c.addr, l.Addr().String(), "systemctl edit pikod-proxy.socket", "systemctl mask --now pikod-proxy.socket"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q lacks %q", err, want)
+			}
+		}
+	}
+}
+
+func TestSameAddr(t *testing.T) {
+	any6 := &net.TCPAddr{IP: net.IPv6unspecified, Port: 8000}
+	for _, c := range []struct {
+		have net.Addr
+		want string
+		same bool
+	}{
+		{any6, ":8000", true},
+		{any6, "0.0.0.0:8000", true},
+		{any6, "[::]:8000", true},
+		{any6, ":8001", false},
+		{any6, "127.0.0.1:8000", false},
+		{any6, ":http", false},
+		{&net.UnixAddr{Name: "/run/a", Net: "unix"}, "unix:/run/a", true},
+		{&net.UnixAddr{Name: "/run/a", Net: "unix"}, "unix:/run/b", false},
+		{&net.UnixAddr{Name: "/run/a", Net: "unix"}, ":8000", false},
+	} {
+		if have := sameAddr(c.have, c.want); have != c.same {
+			t.Errorf("%v and %s: have %v", c.have, c.want, have)
+		}
+	}
+}
+
+// activatedEnv marks the process that TestSystemdActivation starts.
+const activatedEnv = "PIKO_TEST_ACTIVATED"
+
+// TestSystemdActivation starts this test again the way systemd would: with a socket as descriptor 3 and a notify socket.
+func TestSystemdActivation(t *testing.T) {
+	if os.Getenv(activatedEnv) != "" {
+		activated(t)
+		return
+	}
+	l := listenTCP(t)
+	file, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	// LISTEN_PID must be the process's own, which only the process itself knows: a shell sets it and becomes the test.
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, os.Args[0],
+		"-test.run=^TestSystemdActivation$", "-test.count=1")
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=proxy", "NOTIFY_SOCKET="+notify.LocalAddr().String(), activatedEnv+"=1")
+	cmd.ExtraFiles = []*os.File{file}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if want := "socket " + l.Addr().String(); !strings.Contains(string(out), want) {
+		t.Errorf("%q is missing in\n%s", want, out)
+	}
+	for _, want := range []string{"STATUS=Serving: 1\\n2", "READY=1"} {
+		buf := make([]byte, 512)
+		n, err := notify.Read(buf)
+		if err != nil || string(buf[:n]) != want {
+			t.Errorf("systemd was told %q, %v, want %q", buf[:n], err, want)
+		}
+	}
+}
+
+func activated(t *testing.T) {
+	p := program(fake{run: func(_ context.Context, p *Process) error {
+		l, err := p.Listen("proxy", ":1", false)
+		if err != nil {
+			return err
+		}
+		fmt.Println("socket", l.Addr())
+		p.Status("Serving: 1\n2")
+		p.Status("Serving: 1\n2")
+		p.Ready()
+		for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+			if os.Getenv(name) != "" {
+				return fmt.Errorf("%s is still set", name)
+			}
+		}
+		return l.Close()
+	}}, nil, nil)
+	if code := run(&p, nil, os.Stdout, os.Stderr); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+}

@@ -1,0 +1,251 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/config"
+)
+
+func logTo(t *testing.T, out io.Writer, format string, journal bool) *logrus.Logger {
+	t.Helper()
+	l, err := newLog(out, config.Log{Level: "debug", Format: format}, journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestOneEventIsOneLine(t *testing.T) {
+	fields := logrus.Fields{
+		"endpoint": "my-endpoint", "reason": "two words", "n": 3, "ok": true, "took": 1500 * time.Millisecond,
+		"err": errors.New(`dial "x": refused`), "empty": "", "time": "forged", "pair": "a=b",
+	}
+	for _, c := range []struct {
+		name, format string
+		journal      bool
+		want         string
+	}{
+		{"text", "text", false, `time=2026-08-22T10:00:00.007Z level=warn msg="session lost" empty="" endpoint=my-endpoint ` +
+			`err="dial \"x\": refused" n=3 ok=true pair="a=b" reason="two words" time_=forged took=1.5s`},
+		{"text in the journal", "text", true, `<4>level=warn msg="session lost" empty="" endpoint=my-endpoint ` +
+			`err="dial \"x\": refused" n=3 ok=true pair="a=b" reason="two words" time_=forged took=1.5s`},
+		{"JSON", "json", false, `{"time":"2026-08-22T10:00:00.007Z","level":"warn","msg":"session lost","empty":"",` +
+			`"endpoint":"my-endpoint","err":"dial \"x\": refused","n":3,"ok":true,"pair":"a=b","reason":"two words",` +
+			`"time_":"forged","took":"1.5s"}`},
+		{"JSON in the journal", "json", true, `<4>{"level":"warn","msg":"session lost","empty":"",` +
+			`"endpoint":"my-endpoint","err":"dial \"x\": refused","n":3,"ok":true,"pair":"a=b","reason":"two words",` +
+			`"time_":"forged","took":"1.5s"}`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var b bytes.Buffer
+			logTo(t, &b, c.format, c.journal).WithTime(time.Date(2026, 8, 22, 10, 0, 0, 7e6, time.UTC)).
+				WithFields(fields).Warn("session lost")
+			if b.String() != c.want+"\n" {
+				t.Errorf("have %s\nwant %s", b.String(), c.want)
+			}
+		})
+	}
+}
+
+// hostile is what a peer would send to forge a line, move the cursor or turn the text round.
+var hostile = []string{
+	"\n{\"level\":\"fatal\"}", "\x1b[2J\x1b]0;title\a", "a\rb", "a\x00b", "\u2028x\u2029", "\u0085", "\x7f", "\u009b31m", "\u202egnp.exe",
+	"\xff\xfe", `back\slash`, `"`, "tab\there", "\U000e0001", " ", "x=y",
+}
+
+func TestNothingBreaksOutOfItsField(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		for _, bad := range hostile {
+			var b bytes.Buffer
+			logTo(t, &b, format, false).WithError(errors.New(bad)).WithField(bad, bad).Info(bad)
+			line := strings.TrimSuffix(b.String(), "\n")
+			for _, r := range line {
+				if r != ' ' && !unicode.IsPrint(r) {
+					t.Errorf("%s: %q holds %U", format, line, r)
+				}
+			}
+			if format == "text" {
+				if n := len(splitText(t, line)); n != 5 {
+					t.Errorf("%q has %d fields, want 5", line, n)
+				}
+				continue
+			}
+			var m map[string]any
+			if err := json.Unmarshal([]byte(line), &m); err != nil {
+				t.Errorf("%q: %v", line, err)
+			}
+			if want := strings.ToValidUTF8(bad, "\ufffd"); m["err"] != want && m["err"] != strings.Repeat("\ufffd", len(bad)) {
+				t.Errorf("err is %q, want %q", m["err"], want)
+			}
+		}
+	}
+}
+
+// splitText splits a text line at the spaces that are not quoted, as a log reader does.
+func splitText(t *testing.T, line string) []string {
+	t.Helper()
+	var fields []string
+	for line != "" {
+		end, quoted := 0, false
+		for ; end < len(line) && (quoted || line[end] != ' '); end++ {
+			switch {
+			case quoted && line[end] == '\\':
+				end++
+			case line[end] == '"':
+				quoted = !quoted
+			}
+		}
+		fields = append(fields, line[:end])
+		line = strings.TrimPrefix(line[end:], " ")
+	}
+	return fields
+}
+
+func FuzzQuoting(f *testing.F) {
+	for _, s := range hostile {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		q := appendQuoted(nil, s)
+		var back string
+		if err := json.Unmarshal(q, &back); err != nil {
+			t.Fatalf("%q is no JSON string: %v", q, err)
+		}
+		if want := string([]rune(s)); back != want {
+			t.Fatalf("%q came back as %q", s, back)
+		}
+	})
+}
+
+func TestLevelAndFormatChangeLive(t *testing.T) {
+	var b bytes.Buffer
+	p := NewProcess("pikod", "1", logTo(t, &b, "text", true))
+	if err := p.SetLog(config.Log{Level: "warn", Format: "json"}); err != nil {
+		t.Fatal(err)
+	}
+	p.Log.Info("unseen")
+	p.Log.Warn("seen")
+	if want := "<4>{\"level\":\"warn\",\"msg\":\"seen\"}\n"; b.String() != want {
+		t.Errorf("have %q, want %q", b.String(), want)
+	}
+	if err := p.SetLog(config.Log{Level: "loud", Format: "json"}); err == nil {
+		t.Error("an unknown level was taken")
+	}
+	if err := p.SetLog(config.Log{Level: "info", Format: "xml"}); err == nil {
+		t.Error("an unknown format was taken")
+	}
+}
+
+func TestLibraryErrorsAreLimited(t *testing.T) {
+	var b bytes.Buffer
+	p := NewProcess("pikod", "1", logTo(t, &b, "text", true))
+	l := p.ErrorLog()
+	for range 1000 {
+		l.Print("bad\nthing")
+	}
+	if n := strings.Count(b.String(), "\n"); n < libraryBurst || n > 2*libraryBurst {
+		t.Errorf("%d lines of 1000 written, want about %d", n, libraryBurst)
+	}
+	if !strings.HasPrefix(b.String(), `<4>level=warn msg="library reports an error" err="bad\nthing"`+"\n") {
+		t.Errorf("have %q", b.String())
+	}
+}
+
+func TestJournalIsKnownByItsStream(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	t.Setenv("JOURNAL_STREAM", strconv.FormatUint(uint64(st.Dev), 10)+":"+strconv.FormatUint(st.Ino, 10))
+	if !toJournal(f) {
+		t.Error("not recognised")
+	}
+	t.Setenv("JOURNAL_STREAM", "1:1")
+	if toJournal(f) {
+		t.Error("another process's stream taken for ours")
+	}
+	if toJournal(&bytes.Buffer{}) {
+		t.Error("a buffer taken for the journal")
+	}
+}
+
+// stuck is a reader that reads only when released.
+type stuck struct {
+	entered chan struct{}
+	release chan struct{}
+	bytes.Buffer
+}
+
+func (s *stuck) Write(b []byte) (int, error) {
+	select {
+	case s.entered <- struct{}{}:
+	default:
+	}
+	<-s.release
+	return s.Buffer.Write(b)
+}
+
+func TestStuckReaderStopsNobody(t *testing.T) {
+	out := &stuck{entered: make(chan struct{}, 1), release: make(chan struct{})}
+	a := newAsync(out)
+	line := []byte(strings.Repeat("x", 1023) + "\n")
+	a.Write(line)
+	<-out.entered
+	const lines = logBuffer/1024 + 100
+	for range lines {
+		if n, err := a.Write(line); n != len(line) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if a.Dropped() != 100 {
+		t.Errorf("%d dropped, want 100", a.Dropped())
+	}
+	started := time.Now()
+	a.Close(10 * time.Millisecond)
+	if took := time.Since(started); took > time.Second {
+		t.Errorf("end of the process held up for %v", took)
+	}
+	close(out.release)
+	<-a.done
+	if want := "dropped=100"; !strings.Contains(out.String(), want) {
+		t.Errorf("%q is missing", want)
+	}
+	if n := strings.Count(out.String(), "xxx\n"); n != logBuffer/1024+1 {
+		t.Errorf("%d lines written, want %d", n, logBuffer/1024+1)
+	}
+}
+
+func TestCloseFlushes(t *testing.T) {
+	var b bytes.Buffer
+	a := newAsync(&b)
+	for range 100 {
+		a.Write([]byte("line\n"))
+	}
+	a.Close(time.Minute)
+	if b.String() != strings.Repeat("line\n", 100) {
+		t.Errorf("have %d bytes", b.Len())
+	}
+	a.Write([]byte("late\n"))
+	if a.Dropped() != 1 {
+		t.Error("a line after the end is not counted")
+	}
+}

@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+// Main runs a program with the arguments of its command line, without its name, and returns the exit code. It uses the
+// process's standard streams, signals and environment, so it may be called once in a process.
+func Main(p Program, args []string) int {
+	return run(&p, args, os.Stdout, os.Stderr)
+}
+
+func run(p *Program, args []string, stdout, stderr io.Writer) int {
+	env := Env{Program: p.Name, Version: Version(), Stdout: stdout, Stderr: stderr}
+	if len(args) > 0 {
+		for i := range p.Commands {
+			if p.Commands[i].Name == args[0] {
+				return runCommand(env, &p.Commands[i], args[1:])
+			}
+		}
+	}
+	var o options
+	fs := newFlagSet(p.Name)
+	o.register(fs)
+	if p.Flags != nil {
+		p.Flags(fs)
+	}
+	rest, err := parse(fs, args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		usage(stdout, p, fs)
+		return ExitOK
+	case err != nil:
+		return usageHint(stderr, p.Name, err.Error())
+	case o.version:
+		fmt.Fprintf(stdout, "%s %s\n", p.Name, env.Version)
+		return ExitOK
+	case o.check && o.dump:
+		return env.Usagef("--check-config and --dump-config exclude each other")
+	}
+	file := env.ConfigFile(o.config)
+	s, err := p.Load(file, rest)
+	if _, ok := errors.AsType[*UsageError](err); ok {
+		return env.Usagef("%v", err)
+	}
+	if err != nil {
+		return badSettings(env, err)
+	}
+	if o.dump {
+		fmt.Fprintln(stdout, strings.TrimSuffix(s.Dump(), "\n"))
+		return ExitOK
+	}
+	if err := s.Check(); err != nil {
+		return badSettings(env, err)
+	}
+	if o.check {
+		fmt.Fprintf(stdout, "ok %s\n", s.Digest())
+		return ExitOK
+	}
+	return serve(env, file, s)
+}
+
+// runCommand runs one command until it returns. A signal ends its context; it decides what that means.
+func runCommand(env Env, c *Command, args []string) int {
+	fs := newFlagSet(c.Name)
+	if c.Flags != nil {
+		c.Flags(fs)
+	}
+	rest, err := parse(fs, args)
+	if errors.Is(err, flag.ErrHelp) {
+		commandUsage(env.Stdout, env.Program, c, fs)
+		return ExitOK
+	}
+	if err != nil {
+		return env.Usagef("%s: %v", c.Name, err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return c.Run(ctx, env, rest)
+}
+
+// badSettings prints every problem on a line of its own and returns the exit code.
+func badSettings(env Env, err error) int {
+	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+		fmt.Fprintf(env.Stderr, "%s: %s\n", env.Program, clean(strings.TrimRight(line, "\n")))
+	}
+	return ExitSettings
+}
