@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,15 +55,11 @@ func (s *sockets) take(name string) []net.Listener {
 	return ls
 }
 
-// names returns the names of the sockets that nobody has taken.
-func (s *sockets) names() []string {
+// left returns the names of the sockets that nobody has taken, in order.
+func (s *sockets) left() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var names []string
-	for name := range s.byName {
-		names = append(names, name)
-	}
-	return names
+	return slices.Sorted(maps.Keys(s.byName))
 }
 
 // Listen opens the listener of that name: "proxy", "upstream". A socket handed over by systemd under the name is used if

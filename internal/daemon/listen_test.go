@@ -154,7 +154,9 @@ func TestSeveralSocketsOfOneName(t *testing.T) {
 
 func TestMergedClosedBeforeFirstAccept(t *testing.T) {
 	m := newMerged([]net.Listener{listenTCP(t), listenTCP(t)})
-	m.Close()
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
 	if _, err := m.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("have %v", err)
 	}
@@ -183,7 +185,7 @@ func TestAddressThatContradictsTheSocket(t *testing.T) {
 			t.Fatal(err)
 		}
 		inherited, err := net.FileListener(file)
-		file.Close()
+		_ = file.Close()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,23 +249,26 @@ func TestSystemdActivation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer notify.Close()
 	// LISTEN_PID must be the process's own, which only the process itself knows: a shell sets it and becomes the test.
+	//nolint:gosec // G702: what is run is this test
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, os.Args[0],
 		"-test.run=^TestSystemdActivation$", "-test.count=1")
-	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=proxy", "NOTIFY_SOCKET="+notify.LocalAddr().String(), activatedEnv+"=1")
-	cmd.ExtraFiles = []*os.File{file}
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=2", "LISTEN_FDNAMES=proxy:prxy", "NOTIFY_SOCKET="+notify.LocalAddr().String(), activatedEnv+"=1")
+	cmd.ExtraFiles = []*os.File{file, file}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if want := "socket " + l.Addr().String(); !strings.Contains(string(out), want) {
-		t.Errorf("%q is missing in\n%s", want, out)
+	for _, want := range []string{"socket " + l.Addr().String(), "there is no listener of that name\" listener=prxy"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
 	}
 	for _, want := range []string{"STATUS=Serving: 1\\n2", "READY=1"} {
 		buf := make([]byte, 512)

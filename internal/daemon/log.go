@@ -61,7 +61,7 @@ func toJournal(w io.Writer) bool {
 	if !ok {
 		return false
 	}
-	return os.Getenv("JOURNAL_STREAM") == strconv.FormatUint(uint64(st.Dev), 10)+":"+strconv.FormatUint(st.Ino, 10)
+	return os.Getenv("JOURNAL_STREAM") == strconv.FormatUint(st.Dev, 10)+":"+strconv.FormatUint(st.Ino, 10)
 }
 
 // Library errors repeat what a peer sent; a peer must not be able to fill the disk with them.

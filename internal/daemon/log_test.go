@@ -169,13 +169,13 @@ func TestJournalIsKnownByItsStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		t.Fatal(err)
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	t.Setenv("JOURNAL_STREAM", strconv.FormatUint(uint64(st.Dev), 10)+":"+strconv.FormatUint(st.Ino, 10))
+	t.Setenv("JOURNAL_STREAM", strconv.FormatUint(st.Dev, 10)+":"+strconv.FormatUint(st.Ino, 10))
 	if !toJournal(f) {
 		t.Error("not recognised")
 	}
@@ -204,17 +204,23 @@ func (s *stuck) Write(b []byte) (int, error) {
 	return s.Buffer.Write(b)
 }
 
+// put writes, which must always seem to succeed.
+func put(t *testing.T, a *async, line []byte) {
+	t.Helper()
+	if n, err := a.Write(line); n != len(line) || err != nil {
+		t.Fatalf("%d of %d bytes taken, %v", n, len(line), err)
+	}
+}
+
 func TestStuckReaderStopsNobody(t *testing.T) {
 	out := &stuck{entered: make(chan struct{}, 1), release: make(chan struct{})}
 	a := newAsync(out)
 	line := []byte(strings.Repeat("x", 1023) + "\n")
-	a.Write(line)
+	put(t, a, line)
 	<-out.entered
 	const lines = logBuffer/1024 + 100
 	for range lines {
-		if n, err := a.Write(line); n != len(line) || err != nil {
-			t.Fatal(n, err)
-		}
+		put(t, a, line)
 	}
 	if a.Dropped() != 100 {
 		t.Errorf("%d dropped, want 100", a.Dropped())
@@ -238,13 +244,13 @@ func TestCloseFlushes(t *testing.T) {
 	var b bytes.Buffer
 	a := newAsync(&b)
 	for range 100 {
-		a.Write([]byte("line\n"))
+		put(t, a, []byte("line\n"))
 	}
 	a.Close(time.Minute)
 	if b.String() != strings.Repeat("line\n", 100) {
 		t.Errorf("have %d bytes", b.Len())
 	}
-	a.Write([]byte("late\n"))
+	put(t, a, []byte("late\n"))
 	if a.Dropped() != 1 {
 		t.Error("a line after the end is not counted")
 	}

@@ -28,8 +28,14 @@ func NewProcess(name, version string, log *logrus.Logger) *Process {
 	return &Process{Name: name, Version: version, Log: log, sockets: &sockets{}}
 }
 
-// Ready tells systemd that the program takes traffic. To call it again does no harm.
-func (p *Process) Ready() { p.tell(daemon.SdNotifyReady) }
+// Ready tells systemd that the program takes traffic, and warns of sockets handed over that no listener has asked for. To
+// call it again does no harm.
+func (p *Process) Ready() {
+	p.tell(daemon.SdNotifyReady)
+	for _, name := range p.sockets.left() {
+		p.Log.WithField("listener", name).Warn("socket from systemd not used: there is no listener of that name")
+	}
+}
 
 // Status tells systemd in one line what the program is doing; `systemctl status` shows it. The same text twice is sent
 // once.
