@@ -1,0 +1,163 @@
+package auth
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// maxSet is the largest key set that is read, in bytes.
+const maxSet = 1 << 20
+
+// source is where a key set comes from. Only one goroutine fetches.
+type source struct {
+	url     *url.URL
+	timeout time.Duration
+	agent   string
+	client  *http.Client
+	etag    *atomic.Pointer[string]
+	failed  *atomic.Pointer[string] // what went wrong last; nil after a good fetch
+}
+
+// newSource takes https, http to a loopback address, and files. The client follows no redirect and asks no proxy, so
+// that a key set comes from where the settings say.
+func newSource(u *url.URL, timeout time.Duration, version string) (source, error) {
+	s := source{
+		url: u, timeout: timeout, agent: "piko/" + version,
+		etag: new(atomic.Pointer[string]), failed: new(atomic.Pointer[string]),
+	}
+	switch {
+	case u.Scheme == "file" && u.Host == "" && u.Path != "":
+		return s, nil
+	case u.Scheme == "https" && u.Host != "":
+	case u.Scheme == "http" && loopback(u.Hostname()):
+	default:
+		return s, fmt.Errorf("want https://..., http:// on loopback, or file:///path, have %q", u.Redacted())
+	}
+	s.client = &http.Client{
+		Timeout: timeout,
+		Transport: &http.Transport{
+			MaxResponseHeaderBytes: 64 << 10, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
+			DisableKeepAlives: true, ForceAttemptHTTP2: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return s, nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Unmap().IsLoopback()
+}
+
+// name returns the source without a password.
+func (s source) name() string { return s.url.Redacted() }
+
+// trouble returns what went wrong last, as the tail of a sentence.
+func (s source) trouble() string {
+	if text := s.failed.Load(); text != nil {
+		return ": " + *text
+	}
+	return ""
+}
+
+// fetch returns the set, or nil if it has not changed since the last fetch.
+func (s source) fetch(ctx context.Context) (*jose.JSONWebKeySet, error) {
+	set, err := s.read(ctx)
+	if err != nil {
+		text := err.Error()
+		s.failed.Store(&text)
+		return nil, err
+	}
+	s.failed.Store(nil)
+	return set, nil
+}
+
+func (s source) read(ctx context.Context) (*jose.JSONWebKeySet, error) {
+	if s.client == nil {
+		f, err := os.Open(s.url.Path)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = f.Close() }() // it was only read
+		return decodeSet(f)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", "application/jwk-set+json, application/json")
+	req.Header.Set("User-Agent", s.agent)
+	if etag := s.etag.Load(); etag != nil {
+		req.Header.Set("If-None-Match", *etag)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotModified:
+		return nil, nil //nolint:nilnil // nil stands for "not modified" here
+	default:
+		return nil, fmt.Errorf("status %d", resp.StatusCode)
+	}
+	set, err := decodeSet(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if etag := resp.Header.Get("ETag"); etag != "" {
+		s.etag.Store(&etag)
+	} else {
+		s.etag.Store(nil)
+	}
+	return set, nil
+}
+
+// decodeSet reads a key set. A key of a kind that the library does not know is passed over, so that one exotic key does
+// not lock everybody out.
+func decodeSet(r io.Reader) (*jose.JSONWebKeySet, error) {
+	raw, err := io.ReadAll(io.LimitReader(r, maxSet+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > maxSet {
+		return nil, fmt.Errorf("key set is larger than %d bytes", maxSet)
+	}
+	var members struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal(raw, &members); err != nil || members.Keys == nil {
+		return nil, errors.New("not a key set: want a JSON object with keys")
+	}
+	if len(members.Keys) > maxKeys {
+		return nil, fmt.Errorf("key set has %d keys, at most %d are taken", len(members.Keys), maxKeys)
+	}
+	set := new(jose.JSONWebKeySet)
+	for _, member := range members.Keys {
+		var k jose.JSONWebKey
+		if k.UnmarshalJSON(member) == nil {
+			set.Keys = append(set.Keys, k)
+		}
+	}
+	if len(usable(set)) == 0 {
+		return nil, errors.New("key set holds no public signing key of a known kind")
+	}
+	return set, nil
+}
