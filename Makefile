@@ -1,0 +1,69 @@
+# Everything needs Go only; what else a target needs it builds, or installs from Debian by `make tools`.
+SHELL := /bin/bash
+GO ?= go
+VERSION ?= $(patsubst v%,%,$(shell git describe --tags --dirty 2>/dev/null || echo dev))
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+DATE ?= $(shell git log -1 --format=%cI 2>/dev/null)
+FUZZTIME ?= 20s
+STAMP := github.com/pikoproxy/piko/internal/daemon
+LDFLAGS := -s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(DATE)
+LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build bin/pikod, bin/piko-agent and bin/piko-forward, static and stamped with the version
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./pikod ./piko-agent ./piko-forward
+
+.PHONY: demo
+demo: build ## see HTTP and TCP go through a node, agents and a forwarder on this machine
+	$(GO) run ./internal/demo -bin bin
+
+.PHONY: test
+test: tools build unit e2e ## run all tests under the race detector, with real processes
+
+.PHONY: unit
+unit: ## test the packages under the race detector
+	$(GO) test -race -count=1 -timeout=15m ./...
+
+.PHONY: e2e
+e2e: build ## test the binaries in bin/ with curl, redis, gRPC and others
+	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout=30m ./...
+
+.PHONY: tools
+tools: ## install what the tests use from Debian, if it is missing
+	.ci/tools
+
+.PHONY: lint
+lint: bin/golangci-lint ## look for what a tool can find
+	$(GO) vet ./...
+	bin/golangci-lint run ./...
+	cd e2e && ../bin/golangci-lint run ./...
+
+bin/golangci-lint:
+	GOBIN=$(CURDIR)/bin $(GO) install $(LINTER)
+
+.PHONY: fmt
+fmt: bin/golangci-lint ## format the source
+	bin/golangci-lint fmt ./...
+
+.PHONY: generate
+generate: ## write what is generated from the source: configs/*.toml, man/*.toml.5
+	$(GO) generate ./...
+
+.PHONY: check-generated
+check-generated: ## fail if what is generated is not up to date
+	@old=$$(mktemp -d) && trap 'rm -rf "$$old"' EXIT && cp -r configs man "$$old" && $(GO) generate ./... && \
+		diff -ru "$$old/configs" configs && diff -ru "$$old/man" man
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (20s)
+	@set -e; grep -roE --include='*_test.go' --exclude-dir=e2e '^func Fuzz[A-Za-z0-9]+' . | while IFS=: read -r file name; do \
+		name=$${name#func }; echo "== $$(dirname "$$file") $$name"; \
+		$(GO) test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) "$$(dirname "$$file")" </dev/null; done
+
+.PHONY: clean
+clean: ## remove what was built, except the linter
+	rm -f bin/pikod bin/piko-agent bin/piko-forward
