@@ -26,17 +26,17 @@ type room struct {
 // TestArchitectureTable keeps the two equal.
 var layers = map[string]room{
 	"internal/backoff":          {0, nil},
-	"internal/config":           {0, nil},
 	"internal/endpoint":         {0, nil},
 	"internal/fault":            {0, nil},
 	"internal/relay":            {0, nil},
 	"internal/websocket":        {0, nil},
-	"internal/config/reference": {1, []string{"internal/config"}},
-	"internal/tlsconf":          {1, []string{"internal/config"}},
+	"internal/config":           {1, []string{"internal/endpoint"}},
 	"internal/tunnel":           {1, []string{"internal/websocket"}},
 	".":                         {2, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/admin":            {2, []string{"internal/config"}},
 	"internal/auth":             {2, []string{"internal/config", "internal/endpoint"}},
+	"internal/config/reference": {2, []string{"internal/config"}},
+	"internal/tlsconf":          {2, []string{"internal/config"}},
 	"internal/router":           {3, []string{"internal/backoff", "internal/endpoint", "internal/tunnel"}},
 	"internal/daemon":           {4, []string{"internal/config"}},
 	"internal/proxy": {4, []string{
