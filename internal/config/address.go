@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"net/url"
@@ -16,7 +15,7 @@ type File string
 
 func (f *File) set(s string) error {
 	if strings.ContainsRune(s, 0) {
-		return &mismatch{"the path of a file", quote(s)}
+		return &mismatch{want: "the path of a file", have: quote(s)}
 	}
 	*f = File(s)
 	return nil
@@ -37,15 +36,15 @@ const maxUnixPath = 107
 func ParseAddress(s string) (Address, error) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
 		if !goodUnixPath(path) {
-			return "", &mismatch{`"unix:" and an absolute path of at most 107 bytes`, quote(s)}
+			return "", &mismatch{want: `"unix:" and an absolute path of at most 107 bytes`, have: quote(s)}
 		}
 		return Address(s), nil
 	}
 	if goodPort(s) {
-		return "", &mismatch{wantAddress, quote(s) + `; write ":` + s + `" or "127.0.0.1:` + s + `"`}
+		return "", &mismatch{wantAddress, quote(s), `write ":` + s + `" or "127.0.0.1:` + s + `"`}
 	}
-	if err := checkHostPort(s, false); err != nil {
-		return "", &mismatch{wantAddress, quote(s) + hint(err)}
+	if hint := hostPortHint(s, false); hint != "" {
+		return "", &mismatch{wantAddress, quote(s), hint}
 	}
 	return Address(s), nil
 }
@@ -86,7 +85,7 @@ const wantService = `a port, "host:port", "unix:/path", "http://host:port" or "h
 
 // ParseServiceAddress reads the address of a service.
 func ParseServiceAddress(s string) (ServiceAddress, error) {
-	bad := func(why string) (ServiceAddress, error) { return "", &mismatch{wantService, quote(s) + why} }
+	bad := func(hint string) (ServiceAddress, error) { return "", &mismatch{wantService, quote(s), hint} }
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
 		if !goodUnixPath(path) {
 			return bad("")
@@ -103,15 +102,15 @@ func ParseServiceAddress(s string) (ServiceAddress, error) {
 		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil:
 			return bad("")
 		case u.Path != "" && u.Path != "/", u.RawQuery != "", u.ForceQuery, u.Fragment != "":
-			return bad("; a service is addressed without a path, and gets the path of each request")
+			return bad("a service is addressed without a path, and gets the path of each request")
 		}
 		hostport, portless = u.Host, u.Port() == ""
 	}
-	if err := checkHostPort(hostport, portless); err != nil {
-		return bad(hint(err))
+	if hint := hostPortHint(hostport, portless); hint != "" {
+		return bad(hint)
 	}
 	if host, port, err := net.SplitHostPort(hostport); err == nil && (host == "" || port == "0") {
-		return bad("; a host and a port above 0 are needed")
+		return bad("a host and a port above 0 are needed")
 	}
 	return ServiceAddress(s), nil
 }
@@ -157,7 +156,7 @@ func ParseCIDR(s string) (netip.Prefix, error) {
 	if err != nil {
 		addr, err := netip.ParseAddr(s)
 		if err != nil || addr.Zone() != "" {
-			return netip.Prefix{}, &mismatch{wantCIDR, quote(s)}
+			return netip.Prefix{}, &mismatch{want: wantCIDR, have: quote(s)}
 		}
 		p = netip.PrefixFrom(addr, addr.BitLen())
 	}
@@ -165,7 +164,7 @@ func ParseCIDR(s string) (netip.Prefix, error) {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
 	if p != p.Masked() {
-		return netip.Prefix{}, &mismatch{wantCIDR, quote(s) + "; the network is " + strconv.Quote(p.Masked().String())}
+		return netip.Prefix{}, &mismatch{wantCIDR, quote(s), "the network is " + strconv.Quote(p.Masked().String())}
 	}
 	return p, nil
 }
@@ -196,27 +195,27 @@ func goodPort(s string) bool {
 	return err == nil
 }
 
-// checkHostPort says what is wrong with host:port, or with a host alone when portless.
-func checkHostPort(s string, portless bool) error {
+// hostPortHint says what is wrong with host:port, or with a host alone when portless; "" if nothing is.
+func hostPortHint(s string, portless bool) string {
 	host, port := s, ""
 	if portless {
 		host = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
 	} else {
 		var err error
 		if host, port, err = net.SplitHostPort(s); err != nil {
-			return errors.New("a port is needed") // the package's own words repeat the address
+			return "a host and a port are joined by one colon, IPv6 addresses stand in brackets"
 		}
 		if !goodPort(port) {
-			return errors.New("a port is a number up to 65535")
+			return "a port is a number up to 65535"
 		}
 	}
 	switch _, err := netip.ParseAddr(host); {
 	case host == "*":
-		return errors.New("every address of the host is written without the *")
+		return "every address of the host is written without the *"
 	case err != nil && host != "" && !goodHost(host):
-		return errors.New("a host is a name or an IP address, IPv6 in brackets")
+		return "a host is a name or an IP address"
 	}
-	return nil
+	return ""
 }
 
 // goodHost reports whether s can be a host name: labels of letters, digits, '-' and '_'.
@@ -237,5 +236,3 @@ func goodHost(s string) bool {
 	}
 	return true
 }
-
-func hint(err error) string { return "; " + err.Error() }

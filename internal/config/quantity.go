@@ -9,10 +9,10 @@ import (
 )
 
 // mismatch is why a value cannot be taken.
-type mismatch struct{ want, have string }
+type mismatch struct{ want, have, hint string }
 
-// Error returns "want ..., have ...".
-func (m *mismatch) Error() string { return "want " + m.want + ", have " + m.have }
+// Error returns "want ..., have ...; hint".
+func (m *mismatch) Error() string { return Problem{Want: m.want, Have: m.have, Hint: m.hint}.String() }
 
 // Duration is a length of time, written as a string such as "1m30s". It is never negative.
 type Duration time.Duration
@@ -23,7 +23,7 @@ const wantDuration = `a duration such as "5s", "1m30s" or "250ms"`
 func ParseDuration(s string) (Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 || strings.Trim(s, "+-.0123456789") == "" {
-		return 0, &mismatch{wantDuration, quote(s)}
+		return 0, &mismatch{want: wantDuration, have: quote(s)}
 	}
 	return Duration(d), nil
 }
@@ -69,17 +69,17 @@ func ParseSize(s string) (Size, error) {
 	digits := strings.TrimRight(s, "KMGTkiB")
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if err != nil {
-		return 0, &mismatch{wantSize, quote(s)}
+		return 0, &mismatch{want: wantSize, have: quote(s)}
 	}
 	for _, u := range sizeUnits() {
 		if u.name == s[len(digits):] {
 			if int64(n) > math.MaxInt64/u.bytes {
-				return 0, &mismatch{"a size of less than 8388608TiB", quote(s)}
+				return 0, &mismatch{want: "a size of less than 8388608TiB", have: quote(s)}
 			}
 			return Size(int64(n) * u.bytes), nil
 		}
 	}
-	return 0, &mismatch{wantSize, quote(s)}
+	return 0, &mismatch{want: wantSize, have: quote(s)}
 }
 
 // String returns the size in the largest binary unit that writes it exactly.

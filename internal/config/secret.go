@@ -53,14 +53,14 @@ func ParseProxyURL(s string) (ProxyURL, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil {
-		return ProxyURL{}, &mismatch{wantProxyURL, "something else"} // the error would repeat a password
+		return ProxyURL{}, &mismatch{want: wantProxyURL, have: "something else"} // err would repeat a password
 	}
 	known := u.Scheme == "http" || u.Scheme == "https" || u.Scheme == "socks5" || u.Scheme == "socks5h"
 	if !known || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" {
-		return ProxyURL{}, &mismatch{wantProxyURL, quote(u.Redacted())}
+		return ProxyURL{}, &mismatch{want: wantProxyURL, have: quote(u.Redacted())}
 	}
-	if err := checkHostPort(u.Host, u.Port() == ""); err != nil {
-		return ProxyURL{}, &mismatch{wantProxyURL, quote(u.Redacted())}
+	if hint := hostPortHint(u.Host, u.Port() == ""); hint != "" {
+		return ProxyURL{}, &mismatch{want: wantProxyURL, have: quote(u.Redacted())}
 	}
 	return ProxyURL{s}, nil
 }

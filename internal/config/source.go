@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ type Source struct{ s *source }
 type source struct {
 	places   map[string]place // key -> where it was set; list entries as listeners[0].addr
 	files    []string
+	sums     map[string][sha256.Size]byte // of the files that settings name, by path
 	warnings []Problem
 }
 

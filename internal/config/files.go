@@ -1,0 +1,143 @@
+package config
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"reflect"
+	"strings"
+	"syscall"
+)
+
+const (
+	maxFile   = 1 << 20  // bytes of a settings file, a certificate or a key
+	maxSecret = 64 << 10 // bytes of a file that holds a secret
+)
+
+var errNoFile = errors.New("something that is not a file")
+
+// errTooLarge says that a file exceeds a limit.
+type errTooLarge int64
+
+// Error names the limit.
+func (e errTooLarge) Error() string { return "more than " + Size(e).String() }
+
+// readFile reads a file of at most limit bytes. It opens nothing that could block, such as a pipe nobody writes to.
+func readFile(name string, limit int64) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errNoFile
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = errTooLarge(limit)
+	}
+	return data, err
+}
+
+// reason says why a file cannot be read, without its name.
+func reason(err error) string {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return err.Error()
+}
+
+// access says who may read a file that this process may not; "" if that is not the matter.
+func access(name string) string {
+	f, err := os.Open(name)
+	if err == nil {
+		f.Close()
+		return ""
+	}
+	info, statErr := os.Stat(name)
+	if !errors.Is(err, fs.ErrPermission) || statErr != nil {
+		return ""
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("it has mode %04o, user %d and group %d, and this process is user %d and group %d",
+		info.Mode().Perm(), stat.Uid, stat.Gid, os.Geteuid(), os.Getegid())
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
+
+// named reads the files that the settings name: secrets become the values they stand for, others must be readable.
+func (l *loader) named(v reflect.Value, prefix string) {
+	for _, f := range fields(v.Type()) {
+		field, name := v.FieldByIndex(f.Index), join(prefix, f.Tag.Get("toml"))
+		switch {
+		case isTable(f.Type):
+			l.named(field, name)
+		case isTables(f.Type):
+			for i := range field.Len() {
+				l.named(field.Index(i), fmt.Sprintf("%s[%d]", name, i))
+			}
+		case f.Type == reflect.TypeFor[File]() && field.String() != "":
+			l.namedFile(v, f, name)
+		}
+	}
+}
+
+// namedFile reads the file that field f of v names.
+func (l *loader) namedFile(v reflect.Value, f reflect.StructField, key string) {
+	path := v.FieldByIndex(f.Index).String()
+	l.depends(path)
+	if l.bad(key) {
+		return
+	}
+	into := f.Tag.Get("into")
+	limit := int64(maxFile)
+	if into != "" {
+		limit = maxSecret
+	}
+	data, err := readFile(path, limit)
+	if err != nil {
+		l.blame(Problem{Key: key, Want: "a readable file", Have: quote(path) + ": " + reason(err), Hint: access(path)})
+		return
+	}
+	if l.source.sums == nil {
+		l.source.sums = make(map[string][sha256.Size]byte)
+	}
+	l.source.sums[path] = sha256.Sum256(data)
+	private := f.Name == "Key"
+	if into != "" {
+		target := v.FieldByName(into)
+		text := strings.TrimRight(string(data), "\r\n")
+		if text == "" {
+			l.blame(Problem{Key: key, Want: "a file with something in it", Have: quote(path) + ", which is empty"})
+			return
+		}
+		if secret, ok := target.Addr().Interface().(*Secret); ok {
+			*secret, private = NewSecret(text), true
+		} else {
+			target.SetString(text)
+		}
+	}
+	if info, err := os.Stat(path); err == nil && private && info.Mode().Perm()&0o007 != 0 {
+		l.warn(Problem{Key: key, Have: quote(path) + " is open to every user of this host", Hint: "chmod o= " + path})
+	}
+}
+
+// warn adds something that is allowed but unwise.
+func (l *loader) warn(p Problem) {
+	l.source.places = l.places
+	l.source.warnings = append(l.source.warnings, Source{&l.source}.At(p))
+}

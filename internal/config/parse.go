@@ -1,0 +1,149 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// maxMistakes is how many mistakes in the notation of one file are looked for.
+const maxMistakes = 50
+
+// parsed is one TOML text, taken apart.
+type parsed struct {
+	values map[string]any
+	root   *node
+	clean  bool // no mistake in the notation, so nothing was left out
+}
+
+// parseText takes a TOML text apart. After a mistake in the notation it leaves the statement out and goes on, so that all
+// mistakes are reported and the rest can be checked.
+func parseText(text string, report func(Problem)) parsed {
+	text = strings.TrimPrefix(text, "\ufeff")
+	out := parsed{clean: true}
+	for range maxMistakes {
+		x := indexText(text)
+		out.root = x.root
+		if x.err != nil {
+			report(Problem{Line: x.line, Have: x.err.Error()})
+			return parsed{root: x.root}
+		}
+		_, err := toml.Decode(text, &out.values)
+		if err == nil {
+			return out
+		}
+		out.clean, out.values = false, nil
+		var mistake toml.ParseError
+		if !errors.As(err, &mistake) {
+			report(Problem{Have: err.Error()})
+			return out
+		}
+		i := x.statementAt(mistake.Position.Start)
+		if i < 0 {
+			report(Problem{Line: mistake.Position.Line, Have: lowerFirst(mistake.Message)})
+			return out
+		}
+		report(describe(text, mistake, x.statements[i]))
+		rest, ok := x.without(i)
+		if !ok {
+			return out
+		}
+		text = rest
+	}
+	return out
+}
+
+// statementAt returns the number of the statement that holds the byte at offset, or of the last one before it; -1 if
+// there is none.
+func (x *index) statementAt(offset int) int {
+	for i := len(x.statements) - 1; i >= 0; i-- {
+		if x.statements[i].start <= offset {
+			return i
+		}
+	}
+	return -1
+}
+
+// without returns the text with blank lines in place of statement i. With a header goes what stands under it, which
+// would otherwise be taken for keys of another table. It reports false when nobody can say where the statement ends.
+func (x *index) without(i int) (string, bool) {
+	st := x.statements[i]
+	end := st.end
+	switch {
+	case x.text[st.start] == '[':
+		end = len(x.text)
+		for _, next := range x.statements[i+1:] {
+			if x.text[next.start] == '[' {
+				end = next.start
+				break
+			}
+		}
+	case !st.whole:
+		line := x.text[st.start:lineEnd(x.text, st.start)]
+		if strings.Contains(line, `"""`) || strings.Contains(line, `'''`) || strings.ContainsAny(line, "[{") {
+			return "", false
+		}
+		fallthrough
+	default:
+		end = lineEnd(x.text, max(st.start, min(end, len(x.text))))
+	}
+	lines := strings.Count(x.text[st.start:end], "\n")
+	return x.text[:st.start] + strings.Repeat("\n", lines) + x.text[end:], end > st.start
+}
+
+// lineEnd returns the offset of the end of the line that holds offset.
+func lineEnd(text string, offset int) int {
+	if i := strings.IndexByte(text[offset:], '\n'); i >= 0 {
+		return offset + i
+	}
+	return len(text)
+}
+
+// describe says what the parser found wrong with a statement.
+func describe(text string, mistake toml.ParseError, st statement) Problem {
+	p := Problem{Line: mistake.Position.Line, Key: strings.Join(slices.Concat(st.table, st.key), ".")}
+	if st.first > 0 {
+		p.Line, p.Have = st.line, fmt.Sprintf("is set a second time, first in line %d", st.first)
+		return p
+	}
+	if long := text[st.value:]; !st.whole && (strings.HasPrefix(long, `"""`) || strings.HasPrefix(long, "'''")) {
+		p.Line = st.line // it was noticed at the end of the file only
+	}
+	p.Have = lowerFirst(mistake.Message)
+	if st.value == 0 {
+		return p
+	}
+	value, _, _ := strings.Cut(text[st.value:lineEnd(text, st.value)], "#")
+	value = strings.TrimSpace(value)
+	bare := value != "" && strings.IndexFunc(value, func(r rune) bool { return !strings.ContainsRune(bareText, r) }) < 0 &&
+		strings.ContainsAny(value, bareText[:52])
+	switch {
+	case secretive(st.key):
+		// The parser's own words may repeat the value.
+		p.Have = "the value is no valid TOML; a text stands in quotes"
+	case bare:
+		p.Want, p.Have, p.Hint = "a value", value[:min(len(value), maxShown)], "a text stands in quotes"
+	}
+	return p
+}
+
+// bareText is what people write without quotes where TOML wants them: words, durations, addresses and paths.
+const bareText = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:/$*"
+
+// secretive reports whether the value of a key may be a secret, even if there is no such key.
+func secretive(key []string) bool {
+	name := strings.ToLower(strings.Join(key, "."))
+	return slices.ContainsFunc([]string{"secret", "token", "key", "password", "proxy_url"}, func(word string) bool {
+		return strings.Contains(name, word)
+	})
+}
+
+func lowerFirst(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToLower(s[:1]) + strings.TrimSuffix(s[1:], ".")
+}
