@@ -47,7 +47,7 @@ func (b *Backoff) Next() time.Duration {
 		b.ceiling *= 2
 	}
 	b.ceiling = min(b.ceiling, limit)
-	return 1 + rand.N(b.ceiling)
+	return 1 + rand.N(b.ceiling) //nolint:gosec // nobody gains from guessing a delay
 }
 
 // Reset starts a new series. Call it when an attempt has succeeded for long enough to count as success: a server that

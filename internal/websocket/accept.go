@@ -50,7 +50,7 @@ func Accept(w http.ResponseWriter, r *http.Request, o AcceptOptions) (*Conn, err
 	}
 	early, err := buffered(rw.Reader)
 	if err == nil {
-		err = answer(conn, r.Header.Get("Sec-WebSocket-Key"), subprotocol, o.Header)
+		err = accept(conn, r.Header.Get("Sec-WebSocket-Key"), subprotocol, o.Header)
 	}
 	if err != nil {
 		_ = conn.Close() // the first error is the one to tell
@@ -70,8 +70,8 @@ func buffered(r *bufio.Reader) ([]byte, error) {
 	return bytes.Clone(b), err
 }
 
-// answer writes the 101 response.
-func answer(conn net.Conn, key, subprotocol string, header http.Header) error {
+// accept writes the 101 answer.
+func accept(conn net.Conn, key, subprotocol string, header http.Header) error {
 	var b bytes.Buffer
 	b.WriteString("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
 	b.WriteString("Sec-WebSocket-Accept: " + acceptKey(key) + "\r\n")

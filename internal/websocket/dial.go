@@ -1,7 +1,6 @@
 package websocket
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -9,19 +8,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-)
-
-const (
-	maxErrorBody     = 4 << 10         // of an answer other than 101, in bytes
-	errorBodyTimeout = 2 * time.Second // for reading it
-	maxInformational = 5               // answers of the kind 1xx before the one that counts
 )
 
 // DialOptions is what a client decides about a connection. The zero value suits most.
@@ -62,9 +54,9 @@ func (e *StatusError) Error() string {
 }
 
 // Dial connects to a server: address is a URL with the scheme ws, wss, http or https. A user and password in it are
-// sent as basic authentication unless Header has an Authorization. The response is returned whenever the server gave
-// one; its body has been read. ctx bounds Dial only, not the connection.
-func Dial(ctx context.Context, address string, o DialOptions) (*Conn, *http.Response, error) {
+// sent as basic authentication unless Header has an Authorization. The header returned is that of the server's answer; a
+// server that refuses is reported by a [*StatusError]. ctx bounds Dial only, not the connection.
+func Dial(ctx context.Context, address string, o DialOptions) (*Conn, http.Header, error) {
 	u, err := parseURL(address)
 	if err != nil {
 		return nil, nil, err
@@ -80,16 +72,16 @@ func Dial(ctx context.Context, address string, o DialOptions) (*Conn, *http.Resp
 		return nil, nil, err
 	}
 	var c *Conn
-	var resp *http.Response
+	var header http.Header
 	err = within(ctx, conn, func() error {
-		c, resp, err = shake(conn, u, o)
+		c, header, err = shake(conn, u, o)
 		return err
 	})
 	if err != nil {
 		_ = conn.Close() // the first error is the one to tell
-		return nil, resp, fmt.Errorf("websocket handshake with %s: %w", u.Host, err)
+		return nil, nil, fmt.Errorf("websocket handshake with %s: %w", u.Host, err)
 	}
-	return c, resp, nil
+	return c, header, nil
 }
 
 // parseURL returns address with the scheme http or https.
@@ -132,7 +124,7 @@ func within(ctx context.Context, conn net.Conn, f func() error) error {
 }
 
 // shake sends the request and reads the answer.
-func shake(conn net.Conn, u *url.URL, o DialOptions) (*Conn, *http.Response, error) {
+func shake(conn net.Conn, u *url.URL, o DialOptions) (*Conn, http.Header, error) {
 	nonce := make([]byte, 16)
 	_, _ = rand.Read(nonce) // never fails
 	key := base64.StdEncoding.EncodeToString(nonce)
@@ -140,28 +132,24 @@ func shake(conn net.Conn, u *url.URL, o DialOptions) (*Conn, *http.Response, err
 	if _, err := conn.Write(request(u, key, o)); err != nil {
 		return nil, nil, err
 	}
-	limited := &io.LimitedReader{R: conn, N: maxHead}
-	br := bufio.NewReader(limited)
-	resp, err := readHead(br, limited)
+	a, err := readAnswer(conn)
 	if err != nil {
 		return nil, nil, err
 	}
 	took := time.Since(sent)
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		return nil, resp, statusError(conn, limited, resp)
+	if a.status != http.StatusSwitchingProtocols {
+		return nil, nil, &StatusError{Status: a.status, Header: a.header, Body: a.text(conn)}
 	}
-	resp.Body = http.NoBody
-	if err := verify(resp.Header, key, o.Subprotocols); err != nil {
-		return nil, resp, err
-	}
-	early, err := buffered(br)
-	if err != nil {
-		return nil, resp, err
+	if err := verify(a.header, key, o.Subprotocols); err != nil {
+		return nil, nil, err
 	}
 	c := newConn(conn, true, o.MaxMessage)
 	c.zeroMask = o.ZeroMask && u.Scheme == "https"
-	c.subprotocol, c.early, c.handshake = resp.Header.Get("Sec-WebSocket-Protocol"), early, took
-	return c, resp, nil
+	c.subprotocol, c.handshake = a.header.Get("Sec-WebSocket-Protocol"), took
+	if c.early, err = buffered(a.br); err != nil {
+		return nil, nil, err
+	}
+	return c, a.header, nil
 }
 
 // request returns the handshake's request.
@@ -194,35 +182,6 @@ func request(u *url.URL, key string, o DialOptions) []byte {
 
 func basic(user, password string) string {
 	return base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
-}
-
-// readHead reads the head of the answer that counts, through br, which reads from limited.
-func readHead(br *bufio.Reader, limited *io.LimitedReader) (*http.Response, error) {
-	for range maxInformational + 1 {
-		resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodGet})
-		switch {
-		case err != nil && limited.N <= 0:
-			return nil, fmt.Errorf("head of the answer is longer than %d bytes", maxHead)
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			return nil, fmt.Errorf("connection closed before the answer: %w", io.ErrUnexpectedEOF)
-		case err != nil:
-			return nil, fmt.Errorf("read answer: %w", err)
-		case resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols:
-			return resp, nil
-		}
-	}
-	return nil, fmt.Errorf("more than %d informational answers", maxInformational)
-}
-
-// statusError makes an error of an answer other than 101, with as much of its body as comes soon.
-func statusError(conn net.Conn, limited *io.LimitedReader, resp *http.Response) error {
-	limited.N = maxErrorBody + 1024 // what frames the body counts too
-	if err := conn.SetReadDeadline(time.Now().Add(errorBodyTimeout)); err != nil {
-		return err
-	}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // what there is will do
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: string(body)}
 }
 
 // verify checks a 101 answer by RFC 6455, 4.1.

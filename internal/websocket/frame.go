@@ -38,7 +38,7 @@ func putHeader(room []byte, op byte, length int, masked bool, key uint32) int {
 	}
 	switch {
 	case length < length16:
-		second |= byte(length)
+		second |= byte(length) //nolint:gosec // it fits
 	case length <= 1<<16-1:
 		at -= 2
 		binary.BigEndian.PutUint16(room[at:], uint16(length))

@@ -11,8 +11,6 @@ import (
 const (
 	// handshakeTimeout bounds a whole Dial, and the writing of the answer in Accept.
 	handshakeTimeout = 10 * time.Second
-	// maxHead is the most that is read of the head of a server's or proxy's answer, in bytes.
-	maxHead = 32 << 10
 	// version is the only version of the protocol in use.
 	version = "13"
 )

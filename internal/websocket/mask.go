@@ -30,7 +30,7 @@ func xor(dst, src []byte, key uint32) uint32 {
 		src, dst = src[8:], dst[8:]
 	}
 	for i := range src {
-		dst[i] = src[i] ^ byte(wide>>(8*i))
+		dst[i] = src[i] ^ byte(wide>>(8*i)) //nolint:gosec // the low byte is what is meant
 	}
 	return next
 }

@@ -1,7 +1,6 @@
 package websocket
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -140,18 +139,16 @@ func tunnelThrough(conn net.Conn, via *url.URL, address string) error {
 	if _, err := io.WriteString(conn, b.String()); err != nil {
 		return err
 	}
-	limited := &io.LimitedReader{R: conn, N: maxHead}
-	br := bufio.NewReader(limited)
-	resp, err := readHead(br, limited)
+	a, err := readAnswer(conn)
 	if err != nil {
 		return err
 	}
 	switch {
-	case resp.StatusCode == http.StatusProxyAuthRequired:
+	case a.status == http.StatusProxyAuthRequired:
 		return errors.New("proxy answered 407: it wants a user and password, which go into the proxy's URL")
-	case resp.StatusCode/100 != 2:
-		return fmt.Errorf("proxy answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
-	case br.Buffered() > 0:
+	case a.status/100 != 2:
+		return fmt.Errorf("proxy answered %d %s", a.status, http.StatusText(a.status))
+	case a.br.Buffered() > 0:
 		return errors.New("proxy sent data before we did")
 	}
 	return nil

@@ -59,10 +59,7 @@ func (c *Conn) WriteReserved(p []byte) error {
 
 // frame makes a binary message of data in room, whose first HeaderRoom bytes are for the header, and returns it.
 func (c *Conn) frame(room, data []byte) []byte {
-	key := uint32(0)
-	if c.client && !c.zeroMask {
-		key = rand.Uint32()
-	}
+	key := c.maskKey()
 	at := putHeader(room, opBinary, len(data), c.client, key)
 	if key != 0 || &room[HeaderRoom] != &data[0] {
 		xor(room[HeaderRoom:], data, key)
@@ -138,6 +135,14 @@ func (c *Conn) Ping(payload []byte) error {
 	return c.queue(func(q *controls) { q.ping = frame })
 }
 
+// maskKey returns the key for the next frame; 0 changes nothing.
+func (c *Conn) maskKey() uint32 {
+	if !c.client || c.zeroMask {
+		return 0
+	}
+	return rand.Uint32() //nolint:gosec // ChaCha8: no peer can foresee it, which is all that RFC 6455, 10.3 wants
+}
+
 func (c *Conn) queuePong(payload []byte) {
 	frame := c.controlBytes(opPong, payload)
 	_ = c.queue(func(q *controls) { q.pong = frame }) // a connection being closed answers no ping
@@ -150,10 +155,7 @@ func (c *Conn) queueClose(code int, reason string) {
 }
 
 func (c *Conn) controlBytes(op byte, payload []byte) []byte {
-	key := uint32(0)
-	if c.client && !c.zeroMask {
-		key = rand.Uint32()
-	}
+	key := c.maskKey()
 	b := make([]byte, HeaderRoom+len(payload))
 	at := putHeader(b, op, len(payload), c.client, key)
 	xor(b[HeaderRoom:], payload, key)
@@ -161,7 +163,7 @@ func (c *Conn) controlBytes(op byte, payload []byte) []byte {
 }
 
 func (c *Conn) closeBytes(code int, reason string) []byte {
-	payload := binary.BigEndian.AppendUint16(nil, uint16(code))
+	payload := binary.BigEndian.AppendUint16(nil, uint16(code)) //nolint:gosec // codes have 16 bits
 	payload = append(payload, reason[:min(len(reason), controlLimit-2)]...)
 	return c.controlBytes(opClose, payload)
 }

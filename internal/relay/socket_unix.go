@@ -1,0 +1,84 @@
+//go:build unix
+
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+)
+
+// socketSource reads from a socket of the kernel, which tells when there is something to read: it borrows a buffer only
+// then, and none is held while it waits.
+type socketSource struct {
+	raw   syscall.RawConn
+	try   func(fd uintptr) bool // attempt, bound once
+	class int
+	buf   *[]byte
+	n     int
+	err   error
+}
+
+// newSocketSource returns nil when conn is not a bare socket. Types that embed one are none: their Read may do more.
+func newSocketSource(conn net.Conn) source {
+	var raw syscall.RawConn
+	var err error
+	switch socket := conn.(type) {
+	case *net.TCPConn:
+		raw, err = socket.SyscallConn()
+	case *net.UnixConn:
+		raw, err = socket.SyscallConn()
+	default:
+		return nil
+	}
+	if err != nil { // closed already; an ordinary read will say so
+		return nil
+	}
+	s := &socketSource{raw: raw}
+	s.try = s.attempt
+	return s
+}
+
+// attempt reads from fd, and reports false when there is nothing to read yet.
+func (s *socketSource) attempt(fd uintptr) bool {
+	s.buf = borrow(s.class)
+	for {
+		s.n, s.err = syscall.Read(int(fd), *s.buf)
+		switch {
+		case errors.Is(s.err, syscall.EINTR):
+			continue
+		case errors.Is(s.err, syscall.EAGAIN):
+			s.release()
+			return false
+		}
+		return true
+	}
+}
+
+func (s *socketSource) next() ([]byte, error) {
+	s.n, s.err = 0, nil
+	if err := s.raw.Read(s.try); err != nil {
+		return nil, err
+	}
+	switch {
+	case s.err != nil:
+		s.n = 0
+		return nil, os.NewSyscallError("read", s.err)
+	case s.n == 0:
+		return nil, io.EOF
+	}
+	return (*s.buf)[:s.n], nil
+}
+
+func (s *socketSource) release() {
+	if s.buf == nil {
+		return
+	}
+	giveBack(s.class, s.buf)
+	s.buf = nil
+	if s.n > 0 {
+		s.class = grown(s.class, s.n)
+	}
+}
