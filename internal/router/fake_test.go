@@ -194,7 +194,7 @@ func wantError(t *testing.T, err, want error) {
 	}
 }
 
-// pass lets time go by on the clock of a bubble.
+// pass lets time go by on the clock of a synctest bubble. The house rule on sleeping in tests is about real clocks.
 func pass(d time.Duration) { time.Sleep(d) }
 
 func end(s *router.Stream) { _ = s.Close() }
