@@ -1,0 +1,11 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/pikoproxy/piko/internal/daemon/daemontest"
+)
+
+func TestMain(m *testing.M) { daemontest.Main(m, "piko-agent", main) }
+
+func TestScripts(t *testing.T) { daemontest.Run(t) }
