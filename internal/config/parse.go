@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
 )
@@ -22,7 +23,11 @@ type parsed struct {
 // parseText takes a TOML text apart. After a mistake in the notation it leaves the statement out and goes on, so that all
 // mistakes are reported and the rest can be checked.
 func parseText(text string, report func(Problem)) parsed {
-	text = strings.TrimPrefix(text, "\ufeff")
+	text, err := plainText(text)
+	if err != nil {
+		report(Problem{Line: strings.Count(text, "\n") + 1, Have: err.Error()})
+		return parsed{}
+	}
 	out := parsed{clean: true}
 	for range maxMistakes {
 		x := indexText(text)
@@ -55,6 +60,25 @@ func parseText(text string, report func(Problem)) parsed {
 	}
 	return out
 }
+
+// plainText returns a text without the mark that some editors put before UTF-8. With an error it returns the text up to
+// what is no UTF-8. Nobody else may remove anything, or offsets would differ.
+func plainText(text string) (string, error) {
+	text = strings.TrimPrefix(text, bom)
+	if strings.HasPrefix(text, bom) {
+		return "", errNotUTF8
+	}
+	for i, r := range text {
+		if r == utf8.RuneError && !strings.HasPrefix(text[i:], string(utf8.RuneError)) || r == 0 {
+			return text[:i], errNotUTF8
+		}
+	}
+	return text, nil
+}
+
+const bom = "\ufeff"
+
+var errNotUTF8 = errors.New("is not UTF-8 text")
 
 // statementAt returns the number of the statement that holds the byte at offset, or of the last one before it; -1 if
 // there is none.
