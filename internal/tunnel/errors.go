@@ -68,3 +68,18 @@ const (
 	// AbuseControl is a control message that cannot be read.
 	AbuseControl = "tunnel_control"
 )
+
+// AbuseWebSocket is a breach of the WebSocket protocol or its limits.
+const AbuseWebSocket = "tunnel_websocket"
+
+var (
+	errPeerClosed = errors.New("closed by the peer")
+	errEnded      = errors.New("ended here")
+	errMalformed  = errors.New("malformed control message")
+)
+
+// closedError says why a session ended.
+type closedError struct{ cause error }
+
+func (e *closedError) Error() string   { return ErrSessionClosed.Error() + ": " + e.cause.Error() }
+func (e *closedError) Unwrap() []error { return []error{ErrSessionClosed, e.cause} }

@@ -197,6 +197,11 @@ type verdict struct {
 	Reason   string `json:"reason,omitempty"`
 }
 
+// bearer is the body of token.
+type bearer struct {
+	Bearer string `json:"bearer"`
+}
+
 // appendMessage appends a control message of the given type. body must encode as a JSON object.
 func appendMessage(b []byte, kind string, body any) ([]byte, error) {
 	object, err := json.Marshal(body)
@@ -235,7 +240,7 @@ func readMessage(r io.Reader, buf []byte) (kind string, object []byte, err error
 	}
 	size := binary.BigEndian.Uint32(head[:])
 	if size > maxMessage {
-		return "", buf[:0], fmt.Errorf("control message of %d bytes, at most %d are allowed", size, maxMessage)
+		return "", buf[:0], fmt.Errorf("%w: %d bytes, at most %d are allowed", errMalformed, size, maxMessage)
 	}
 	if cap(buf) < int(size) {
 		buf = make([]byte, size)
@@ -244,13 +249,13 @@ func readMessage(r io.Reader, buf []byte) (kind string, object []byte, err error
 	if _, err := io.ReadFull(r, buf); err != nil {
 		return "", buf[:0], noEOF(err)
 	}
-	var head2 struct {
+	var any struct {
 		Type string `json:"type"`
 	}
-	if err := json.Unmarshal(buf, &head2); err != nil {
-		return "", buf, fmt.Errorf("control message is no JSON object: %w", err)
+	if err := json.Unmarshal(buf, &any); err != nil {
+		return "", buf, fmt.Errorf("%w: %w", errMalformed, err)
 	}
-	return head2.Type, buf, nil
+	return any.Type, buf, nil
 }
 
 // appendBlock appends what is written before the payload of a stream: a length of 2 bytes and v as JSON.

@@ -1,0 +1,123 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+)
+
+const (
+	// heartbeatTick is how often sessions are looked at.
+	heartbeatTick = time.Second
+
+	// heartbeatGrace is how long the answer to a heartbeat may take.
+	heartbeatGrace = 15 * time.Second
+)
+
+// Keeper watches all sessions of a node: it asks those from which nothing was heard for a while for a sign of life, and ends
+// those that give none. One goroutine does it for all; an idle session costs none.
+type Keeper struct {
+	o KeeperOptions
+
+	mu       sync.Mutex // guards the following
+	sessions map[*link]struct{}
+}
+
+// KeeperOptions say how patient a Keeper is.
+type KeeperOptions struct {
+	// Interval is after how much silence a ping is sent; 0 means 10 s.
+	Interval time.Duration
+	// Dead is after how much silence a session ends with ErrSilent; 0 means 25 s. It is found up to a second earlier.
+	Dead time.Duration
+}
+
+// NewKeeper returns a Keeper. It watches while Run runs.
+func NewKeeper(o KeeperOptions) *Keeper {
+	o.Interval = orDefault(o.Interval, defaultHeartbeat)
+	o.Dead = orDefault(o.Dead, defaultDead)
+	return &Keeper{o: o, sessions: make(map[*link]struct{})}
+}
+
+// Add has a session watched until it ends.
+func (k *Keeper) Add(s *Session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sessions[s.l] = struct{}{}
+}
+
+// Run watches until ctx ends, and returns nil.
+func (k *Keeper) Run(ctx context.Context) error {
+	every := min(heartbeatTick, k.o.Interval)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var links []*link
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		links = k.living(links[:0])
+		for _, l := range links {
+			l.check(k.o.Interval, k.o.Dead-every)
+		}
+		clear(links)
+	}
+}
+
+// living forgets the sessions that have ended and appends the others to links.
+func (k *Keeper) living(links []*link) []*link {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for l := range k.sessions {
+		select {
+		case <-l.done:
+			delete(k.sessions, l)
+		default:
+			links = append(links, l)
+		}
+	}
+	return links
+}
+
+// check pings a peer that was silent for interval and ends the session of one that was silent for dead. It never blocks.
+func (l *link) check(interval, dead time.Duration) {
+	silence := time.Since(l.ws.LastRead())
+	if silence >= dead {
+		l.fail(fmt.Errorf("%w: nothing received for %v", ErrSilent, silence.Round(time.Second)))
+		return
+	}
+	if silence >= stallTimeout && l.stalled() {
+		l.abuse(&AbuseError{AbuseStall, "a frame was begun and not continued"})
+		return
+	}
+	now := l.now()
+	if silence < interval || now-time.Duration(l.pinged.Load()) < interval {
+		return
+	}
+	l.pinged.Store(int64(now))
+	var payload [8]byte
+	binary.BigEndian.PutUint64(payload[:], uint64(now))
+	// It does not wait; that nothing can be sent any more ends the session elsewhere.
+	_ = l.ws.Ping(payload[:])
+}
+
+// stalled reports whether the peer has begun a frame and we wait for the rest.
+func (l *link) stalled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reading && (l.body > 0 || l.nheld > 0)
+}
+
+// pong takes the answer to a ping of check.
+func (l *link) pong(payload []byte) {
+	if len(payload) != 8 {
+		return
+	}
+	sent := time.Duration(binary.BigEndian.Uint64(payload))
+	if rtt := l.now() - sent; sent == time.Duration(l.pinged.Load()) && rtt > 0 {
+		l.rtt.Store(int64(rtt))
+	}
+}

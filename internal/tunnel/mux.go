@@ -1,0 +1,252 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/pikoproxy/piko/internal/websocket"
+)
+
+const (
+	// writeTimeout is how long a frame may wait for its turn. A peer that is gone is found sooner by other means, and on a
+	// slow line many streams may have a frame each in the queue, so it is not short.
+	writeTimeout = time.Minute
+
+	// controlTimeout is how long the peer may take to make room for a control message.
+	controlTimeout = 10 * time.Second
+
+	// measureTimeout bounds the wait for the answer to the first ping.
+	measureTimeout = time.Second
+)
+
+// silence is the logger of all yamux sessions: what they log, a peer can provoke at will, and the guard reports what matters.
+type silence struct{}
+
+func (silence) Print(...any)          {}
+func (silence) Printf(string, ...any) {}
+func (silence) Println(...any)        {}
+
+// window is how much a peer may send on a stream before we have read it. A stream carries at most a window each round
+// trip, so it grows with the round-trip time; where that is small, a small window keeps the streams from delaying
+// each other.
+func window(rtt time.Duration) uint32 {
+	switch {
+	case rtt < 2*time.Millisecond: // or unknown
+		return 512 << 10
+	case rtt < 20*time.Millisecond:
+		return 2 << 20
+	case rtt < 100*time.Millisecond:
+		return 8 << 20
+	}
+	return largestWindow
+}
+
+// mux is what both ends of a session have in common.
+type mux struct {
+	id   string
+	l    *link
+	ys   *yamux.Session
+	ctl  control
+	wait time.Duration // CloseWait
+}
+
+// start runs yamux on a link whose round-trip time is known, or is not to be known.
+func (m *mux) start(l *link, o sizes) error {
+	var id [8]byte
+	// It never returns an error.
+	_, _ = rand.Read(id[:])
+	m.id, m.l, m.wait = hex.EncodeToString(id[:]), l, o.closeWait
+	config := &yamux.Config{
+		AcceptBacklog:          o.backlog,
+		KeepAliveInterval:      defaultHeartbeat, // not used, but must not be zero
+		ConnectionWriteTimeout: o.writeTimeout,
+		MaxStreamWindowSize:    window(time.Duration(l.rtt.Load())),
+		Logger:                 silence{},
+	}
+	var err error
+	if l.client {
+		m.ys, err = yamux.Client(l, config)
+	} else {
+		m.ys, err = yamux.Server(l, config)
+	}
+	if err != nil {
+		return fmt.Errorf("start yamux: %w", err)
+	}
+	return nil
+}
+
+// sizes are what sessions differ in, besides the role.
+type sizes struct {
+	backlog      int
+	closeWait    time.Duration
+	writeTimeout time.Duration
+}
+
+// stream wraps a stream that yamux has just handed out.
+func (m *mux) stream(ys *yamux.Stream) *Stream {
+	return &Stream{ys: ys, l: m.l, f: m.l.flow(ys.StreamID()), session: m.id, closeWait: m.wait}
+}
+
+// ID names the session. It is random, and unique among all nodes.
+func (m *mux) ID() string { return m.id }
+
+// RemoteAddr is where the session comes from or leads to.
+func (m *mux) RemoteAddr() net.Addr { return m.l.RemoteAddr() }
+
+// LocalAddr is this end of the connection.
+func (m *mux) LocalAddr() net.Addr { return m.l.LocalAddr() }
+
+// Streams is how many streams there are, those that are half closed or being opened included.
+func (m *mux) Streams() int { return m.l.streams() }
+
+// RTT is the last measured round-trip time, end to end; 0 when none was measured yet.
+func (m *mux) RTT() time.Duration { return time.Duration(m.l.rtt.Load()) }
+
+// Closing is closed when the session takes nothing new: the far end said so, Shutdown was called, or the session ended.
+func (m *mux) Closing() <-chan struct{} { return m.l.closing }
+
+// Done is closed when the session has ended.
+func (m *mux) Done() <-chan struct{} { return m.l.done }
+
+// Err says why the session ended, as an error that wraps ErrSessionClosed; nil while it lives.
+func (m *mux) Err() error { return m.l.err() }
+
+// Send sends a control message of a type of its own. body must encode as a JSON object of at most 64 KiB. Types that the far
+// end does not know are ignored there. On a classic session it does nothing.
+func (m *mux) Send(kind string, body any) error { return m.send(kind, body) }
+
+// CloseNow ends the session at once and unclean, by a reset of the connection; cause is what Err will wrap. It does not
+// wait: Wait does.
+func (m *mux) CloseNow(cause error) error {
+	if cause == nil {
+		cause = errEnded
+	}
+	m.l.fail(cause)
+	return nil
+}
+
+// Wait blocks until the session has ended and all its goroutines are gone. A Handler must not call it.
+func (m *mux) Wait() {
+	<-m.l.done
+	// Close waits for the goroutines of yamux; that it is closed already is no error.
+	_ = m.ys.Close()
+	m.l.jobs.Wait()
+}
+
+// shutdown ends the session in order: see Session.Shutdown.
+func (m *mux) shutdown(ctx context.Context) error {
+	m.l.stop()
+	err := m.l.awaitEmpty(ctx)
+	m.l.farewell()
+	// It returns nil.
+	_ = m.ys.Close()
+	m.Wait()
+	if err != nil {
+		return fmt.Errorf("session %s ended with open streams: %w", m.id, err)
+	}
+	return nil
+}
+
+// control is the control stream of a native session.
+type control struct {
+	st *Stream
+
+	mu  sync.Mutex // held while a message is written, which has a deadline; guards the following
+	buf []byte
+}
+
+// send writes a control message. When the peer does not take it, the session ends.
+func (m *mux) send(kind string, body any) error {
+	c := &m.ctl
+	if c.st == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b, err := appendMessage(c.buf[:0], kind, body)
+	if err != nil {
+		return err
+	}
+	if c.buf = b; cap(b) > maxHeader {
+		c.buf = nil
+	}
+	if err := c.st.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
+		return m.lost(kind, err)
+	}
+	if _, err := c.st.Write(b); err != nil {
+		return m.lost(kind, err)
+	}
+	return nil
+}
+
+// lost ends a session whose control stream is no longer in order.
+func (m *mux) lost(kind string, err error) error {
+	if err := m.l.err(); err != nil {
+		return err
+	}
+	err = fmt.Errorf("send control message %q: %w", kind, err)
+	m.l.fail(err)
+	return err
+}
+
+// listen reads control messages until the session ends, and calls handle for each.
+func (m *mux) listen(handle func(kind string, object []byte) error) {
+	for {
+		// The buffer is not kept: there is nothing to read for hours.
+		kind, object, err := readMessage(m.ctl.st, nil)
+		if err == nil {
+			err = handle(kind, object)
+		}
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, errMalformed) {
+			m.l.abuse(&AbuseError{AbuseControl, err.Error()})
+			return
+		}
+		if m.l.err() == nil {
+			m.l.fail(fmt.Errorf("control stream ended: %w", noEOF(err)))
+		}
+		return
+	}
+}
+
+// decode decodes a control message.
+func decode[T any](object []byte) (T, error) {
+	var v T
+	if err := json.Unmarshal(object, &v); err != nil {
+		return v, fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	return v, nil
+}
+
+// defaults fills in what is zero.
+func orDefault[T comparable](v, preset T) T {
+	var zero T
+	if v == zero {
+		return preset
+	}
+	return v
+}
+
+// tune sets the socket options of a session's connection. A classic one is to end with a reset, even when the process is
+// killed; any is to notice within seconds that the other host is gone.
+func tune(ws *websocket.Conn, classic bool) {
+	tcp := ws.TCPConn()
+	if tcp == nil {
+		return
+	}
+	if classic {
+		_ = tcp.SetLinger(0) // fails only on a closed socket
+	}
+	setUserTimeout(tcp)
+}

@@ -1,0 +1,231 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Session is the opening end of a session. Its methods may be called from any goroutine.
+type Session struct {
+	mux
+	o       NodeOptions
+	classic bool
+	hello   Hello
+	node    welcome
+}
+
+// Classic reports whether the agent speaks the classic protocol, which has no control messages and no stream headers.
+func (s *Session) Classic() bool { return s.classic }
+
+// Agent is how the agent introduced itself; zero for classic ones and for sessions made by DialPeer.
+func (s *Session) Agent() Hello { return s.hello }
+
+// NodeID is the node that DialPeer reached; else empty.
+func (s *Session) NodeID() string { return s.node.NodeID }
+
+// Listening tells the agent that an endpoint is routable now. On a classic session it does nothing.
+func (s *Session) Listening(endpoint string) error {
+	return s.send("listening", Listen{Endpoint: endpoint})
+}
+
+// Refuse tells the agent that an endpoint is not, or no longer, routed to it. On a classic session it does nothing.
+func (s *Session) Refuse(endpoint, code, reason string) error {
+	return s.send("refused", verdict{endpoint, code, clip(reason)})
+}
+
+// Drain asks the agent to connect elsewhere first, and to be done here by the deadline. Streams can still be opened. On a
+// classic session, which knows no such request, it does nothing.
+func (s *Session) Drain(reason string, deadline time.Time) error {
+	return s.send("drain", Drain{clip(reason), deadline.UTC()})
+}
+
+// Shutdown ends the session in order. It opens no new streams, waits until all have ended or ctx ends, and then tells the
+// agent: a native one by a clean end of the connection, a classic one by GoAway and a reset. That takes up to two seconds after
+// ctx has ended. The error wraps the cause of ctx when streams were cut off. A Handler must not call it.
+func (s *Session) Shutdown(ctx context.Context) error { return s.shutdown(ctx) }
+
+// opening is a stream that is being opened.
+type opening struct {
+	result chan opened // with room for one
+
+	mu        sync.Mutex // guards the following
+	st        *Stream
+	abandoned bool
+}
+
+type opened struct {
+	st  *Stream
+	err error
+}
+
+// attach notes the stream, and reports whether it is still wanted.
+func (o *opening) attach(st *Stream) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.st = st
+	return !o.abandoned
+}
+
+// abandon resets the stream, now or when there is one.
+func (o *opening) abandon() {
+	o.mu.Lock()
+	o.abandoned = true
+	st := o.st
+	o.mu.Unlock()
+	if st != nil {
+		_ = st.Reset() // always nil
+	}
+}
+
+// Open opens a stream and waits until the far end has accepted it. On a classic session h is not sent.
+//
+// A [*RefusedError] means that the far end, or this one before it asked, refused: nothing was delivered. Other errors are that
+// of ctx, ErrOpenTimeout after the open timeout, and such as wrap ErrSessionClosed. None but the last affects anything
+// but this call.
+func (s *Session) Open(ctx context.Context, h Header) (*Stream, error) {
+	st, err := s.open(ctx, h)
+	if err != nil {
+		return nil, fmt.Errorf("open stream on session %s: %w", s.id, err)
+	}
+	return st, nil
+}
+
+func (s *Session) open(ctx context.Context, h Header) (*Stream, error) {
+	var head []byte
+	if !s.classic {
+		var err error
+		if head, err = appendBlock(nil, h); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.l.admit(s.o.MaxStreams); err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(s.o.OpenTimeout)
+	defer timer.Stop()
+	err := error(nil)
+	select {
+	case s.l.syn <- struct{}{}:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-timer.C:
+		err = ErrOpenTimeout
+	case <-s.l.done:
+		err = s.l.reason()
+	}
+	if err != nil {
+		s.l.cancel()
+		return nil, err
+	}
+	// yamux knows no context, and blocks while the socket is stuck.
+	o := &opening{result: make(chan opened, 1)}
+	if !s.l.spawn(func() { s.begin(o, head) }) {
+		return nil, s.l.reason()
+	}
+	select {
+	case r := <-o.result:
+		return r.st, r.err
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-timer.C:
+		err = ErrOpenTimeout
+	case <-s.l.done:
+		err = s.l.reason()
+	}
+	o.abandon()
+	return nil, err
+}
+
+// begin opens a stream for o.
+func (s *Session) begin(o *opening, head []byte) {
+	st, err := s.hatch()
+	if err == nil {
+		if !o.attach(st) {
+			err = ErrReset
+		} else if s.classic {
+			if !s.l.awaitAck(st.f) {
+				err = s.l.refusal()
+			}
+		} else {
+			err = s.greet(st, head)
+		}
+		if err != nil {
+			_ = st.Reset() // always nil
+			st = nil
+		}
+	}
+	o.result <- opened{st, err}
+}
+
+// hatch has yamux open a stream.
+func (s *Session) hatch() (*Stream, error) {
+	ys, err := s.ys.OpenStream()
+	switch {
+	case err == nil:
+		return s.stream(ys), nil
+	case errors.Is(err, yamux.ErrRemoteGoAway), errors.Is(err, yamux.ErrStreamsExhausted):
+		s.l.cancel()
+		<-s.l.syn
+		s.l.stop()
+		return nil, s.l.refusal()
+	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
+		s.l.fail(err) // the SYN may or may not be sent later
+	}
+	return nil, s.l.reason()
+}
+
+// greet sends the header of a stream and reads the answer.
+func (s *Session) greet(st *Stream, head []byte) error {
+	_, err := st.Write(head)
+	if err == nil {
+		err = readAnswer(st)
+	}
+	if errors.Is(err, ErrReset) {
+		return s.l.refusal()
+	}
+	return err
+}
+
+// handle acts on a control message of the agent.
+func (s *Session) handle(kind string, object []byte) error {
+	h := s.o.Handler
+	switch kind {
+	case "listen":
+		l, err := decode[Listen](object)
+		if err == nil && h != nil {
+			h.Listen(s, l)
+		}
+		return err
+	case "unlisten":
+		l, err := decode[Listen](object)
+		if err == nil && h != nil {
+			h.Unlisten(s, l.Endpoint)
+		}
+		return err
+	case "token":
+		t, err := decode[bearer](object)
+		if err == nil && h != nil {
+			h.Token(s, t.Bearer)
+		}
+		return err
+	case "drain":
+		d, err := decode[Drain](object)
+		if err == nil {
+			s.l.stop()
+			if h != nil {
+				h.Drain(s, d)
+			}
+		}
+		return err
+	}
+	if s.o.OnMessage != nil {
+		s.o.OnMessage(s, kind, json.RawMessage(object))
+	}
+	return nil
+}
