@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -18,7 +17,9 @@ const (
 // async hands lines to a slow writer in the background, so that a terminal, pipe or disk that blocks stops no request.
 // What does not fit is dropped, newest first, and counted. Each Write is taken whole or not at all.
 type async struct {
-	out  io.Writer
+	out    io.Writer
+	notice func(lines int) []byte // the line that says how many have been dropped
+
 	wake chan struct{} // capacity 1: there is something to write, or the end has come
 	done chan struct{} // closed by write when all has been written after Close
 
@@ -29,9 +30,9 @@ type async struct {
 	closed  bool
 }
 
-// newAsync returns a writer whose goroutine ends with Close.
-func newAsync(out io.Writer) *async {
-	a := &async{out: out, wake: make(chan struct{}, 1), done: make(chan struct{})}
+// newAsync returns a writer whose goroutine ends with Close. Notice is called by that goroutine, after the first Write.
+func newAsync(out io.Writer, notice func(lines int) []byte) *async {
+	a := &async{out: out, notice: notice, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go a.write()
 	return a
 }
@@ -94,7 +95,7 @@ func (a *async) write() {
 			_, _ = a.out.Write(b)
 		}
 		if dropped > 0 {
-			_, _ = fmt.Fprintf(a.out, "log lines dropped=%d: nobody read them in time\n", dropped)
+			_, _ = a.out.Write(a.notice(dropped))
 		}
 		if closed {
 			return

@@ -25,6 +25,17 @@ func newLog(out io.Writer, c config.Log, journal bool) (*logrus.Logger, error) {
 	return l, setLog(l, c)
 }
 
+// droppedNotice is the line that tells of lines that were dropped because nobody read them in time.
+func droppedNotice(l *logrus.Logger, lines int) []byte {
+	e := logrus.NewEntry(l).WithField("lines", lines).WithTime(time.Now())
+	e.Level, e.Message = logrus.WarnLevel, "log lines dropped: nobody read them in time"
+	b, err := e.Bytes()
+	if err != nil {
+		return nil // our formatter returns no error
+	}
+	return b
+}
+
 // setLog changes level and format of a log in use.
 func setLog(l *logrus.Logger, c config.Log) error {
 	level, err := logrus.ParseLevel(c.Level)

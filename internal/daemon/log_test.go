@@ -214,7 +214,8 @@ func put(t *testing.T, a *async, line []byte) {
 
 func TestStuckReaderStopsNobody(t *testing.T) {
 	out := &stuck{entered: make(chan struct{}, 1), release: make(chan struct{})}
-	a := newAsync(out)
+	l := logTo(t, io.Discard, "json", false)
+	a := newAsync(out, func(lines int) []byte { return droppedNotice(l, lines) })
 	line := []byte(strings.Repeat("x", 1023) + "\n")
 	put(t, a, line)
 	<-out.entered
@@ -232,7 +233,7 @@ func TestStuckReaderStopsNobody(t *testing.T) {
 	}
 	close(out.release)
 	<-a.done
-	if want := "dropped=100"; !strings.Contains(out.String(), want) {
+	if want := `"level":"warn","msg":"log lines dropped: nobody read them in time","lines":100}` + "\n"; !strings.Contains(out.String(), want) {
 		t.Errorf("%q is missing", want)
 	}
 	if n := strings.Count(out.String(), "xxx\n"); n != logBuffer/1024+1 {
@@ -242,7 +243,7 @@ func TestStuckReaderStopsNobody(t *testing.T) {
 
 func TestCloseFlushes(t *testing.T) {
 	var b bytes.Buffer
-	a := newAsync(&b)
+	a := newAsync(&b, func(int) []byte { return nil })
 	for range 100 {
 		put(t, a, []byte("line\n"))
 	}

@@ -19,7 +19,8 @@ const flushTimeout = 2 * time.Second
 
 // serve runs a program with its settings until it is asked to stop, and returns the exit code.
 func serve(env Env, file string, s Settings) int {
-	out := newAsync(env.Stderr)
+	var log *logrus.Logger
+	out := newAsync(env.Stderr, func(lines int) []byte { return droppedNotice(log, lines) })
 	defer out.Close(flushTimeout)
 	log, err := newLog(out, s.Log(), toJournal(env.Stderr))
 	if err != nil {
