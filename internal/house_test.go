@@ -29,7 +29,7 @@ type lineRule struct {
 	says    string
 	pattern *regexp.Regexp
 	tests   bool     // the rule is for test files; else for all others
-	except  []string // folders it does not bind
+	except  []string // folders it does not bind, with what is in them
 }
 
 func lineRules() []lineRule {
@@ -81,7 +81,8 @@ func houseFaults(tree fs.FS) ([]string, error) {
 func lineFaults(name string, lines []string, rules []lineRule) []string {
 	var faults []string
 	for _, r := range rules {
-		if r.tests != strings.HasSuffix(name, "_test.go") || slices.Contains(r.except, path.Dir(name)) {
+		unbound := func(folder string) bool { return strings.HasPrefix(name, folder+"/") }
+		if r.tests != strings.HasSuffix(name, "_test.go") || slices.ContainsFunc(r.except, unbound) {
 			continue
 		}
 		for i, line := range lines {
