@@ -36,8 +36,10 @@ var layers = map[string]room{
 	"internal/admin":             {2, []string{"internal/config"}},
 	"internal/auth":              {2, []string{"internal/config", "internal/endpoint"}},
 	"internal/daemon/daemontest": {0, nil},
+	"internal/cluster":           {2, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel"}},
 	"internal/config/reference":  {2, []string{"internal/config"}},
 	"internal/tlsconf":           {2, []string{"internal/config"}},
+	"internal/pikotest/fakenode": {2, []string{"internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/router":            {3, []string{"internal/backoff", "internal/endpoint", "internal/tunnel"}},
 	"internal/daemon":            {4, []string{"internal/config"}},
 	"internal/proxy": {4, []string{
