@@ -46,6 +46,17 @@ func readFile(name string, limit int64) ([]byte, error) {
 	return data, err
 }
 
+// Read returns what is in the file, at most 1 MiB. It reads regular files only, so that it cannot block for long. The error
+// does not repeat the name.
+func (f File) Read() ([]byte, error) {
+	data, err := readFile(string(f), maxFile)
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	return data, err
+}
+
 // reason says why a file cannot be read, without its name.
 func reason(err error) string {
 	var path *fs.PathError
