@@ -86,6 +86,9 @@ var (
 	RateLimited = Fault{"PIKO-E1014", http.StatusTooManyRequests, "too many requests", "Too many requests",
 		"The client, or all clients of the endpoint together, sent more than the configured rate.",
 		"Slow down and try again after the time in Retry-After."}
+	UpgradeRequired = Fault{"PIKO-E1015", http.StatusUpgradeRequired, "websocket required", "WebSocket required",
+		"The path carries TCP over WebSocket, and the request is no WebSocket handshake.",
+		"Use piko-forward or the SDK. A balancer in front must let WebSockets through."}
 )
 
 // What is wrong with a bearer token.

@@ -1,0 +1,228 @@
+// Package proxy is the public side of a node: it takes requests of clients, finds out which endpoint each is for, and
+// carries it over a stream to an upstream and the answer back.
+//
+//	client ── net/http ── Server.handle
+//	                        │ examine: method, target, endpoint, Connection, Expect, Upgrade     ─> 4xx
+//	                        │ authenticate                                                       ─> 401, 503
+//	                        ├─ GET .../_piko/v1/tcp/ENDPOINT    WebSocket <─ relay ─> stream
+//	                        ├─ gRPC by HTTP/2                   HTTP/2 on a stream
+//	                        └─ everything else                  HTTP/1.1 on a stream, our own round trip
+//	                             └─ 101 Switching Protocols     connection <─ relay ─> stream
+//
+// # What it promises
+//
+// Bodies and their encodings pass untouched and at once: it waits for nothing that could be sent, and there is no limit
+// on how long a request lasts. An answer that breaks off is seen as broken by the client; a client that leaves cancels
+// the request at the service. What a client says about itself is believed only from a trusted proxy. A request is sent
+// twice only when the first try can't have had an effect, or must not matter. Every error answer of ours is one of
+// package fault; none is ever a service's, and none of a service's is ever taken for ours.
+//
+// # Framing
+//
+// The end of a request is decided by net/http alone, or by whoever wraps the connections of the listener given to
+// [Server.Serve]: head and body are always written anew, never copied. The end of an answer is decided here, strictly:
+// an answer that two parsers might understand in two ways is an error, and its stream is never used again.
+//
+// # Concurrency
+//
+// Everything is safe for concurrent use. Each request has one goroutine, and one more while a request body too large to
+// be read in advance is on its way; each switched connection has two. All of them end before [Server.Shutdown] returns.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/router"
+)
+
+// Router opens streams to the upstreams of endpoints. [*router.Router] is one.
+type Router interface {
+	Open(ctx context.Context, req router.Request) (*router.Stream, error)
+	// Retry asks for leave to send a request again of which something may have been delivered.
+	Retry() bool
+}
+
+// Authenticator finds out who sends a request. [*auth.Verifier] and [*auth.Gate] are such.
+type Authenticator interface {
+	Authenticate(ctx context.Context, h http.Header) (*auth.Identity, error)
+}
+
+// Options are what [New] needs. Only the Router must be there.
+type Options struct {
+	Settings
+	Limits
+	Router     Router
+	Auth       Authenticator         // nil: everybody may reach every endpoint
+	TLS        *tls.Config           // nil: plain HTTP. It may choose by GetConfigForClient, and so change while in use
+	Log        *logrus.Logger        // for requests; nil: none are logged
+	ErrorLog   *log.Logger           // for what net/http has to say; nil: its default
+	Registerer prometheus.Registerer // nil: metrics are counted but not published
+}
+
+// Server is the proxy listener of a node. Make one with [New].
+type Server struct {
+	router   Router
+	auth     Authenticator
+	tls      *tls.Config
+	access   *logrus.Logger
+	errorLog *log.Logger
+	limits   Limits
+	settings atomic.Pointer[Settings]
+	metrics  *metrics
+	h2       *h2Upstream
+	buffers  *copyBuffers
+
+	exchanges sync.Pool // of *exchange
+	heads     sync.Pool // of *[]byte
+
+	tracker  tracker
+	draining atomic.Bool
+
+	mu      sync.Mutex // guards the following
+	servers []*http.Server
+	life    context.Context // ends when what runs is cut off; made by the first Serve
+	kill    context.CancelFunc
+}
+
+// New checks and assembles. It listens to nothing; see [Server.Serve].
+func New(o Options) (*Server, error) {
+	if o.Router == nil {
+		return nil, errors.New("proxy without a router")
+	}
+	s := &Server{
+		router: o.Router, auth: o.Auth, tls: o.TLS, access: o.Log, errorLog: o.ErrorLog, limits: o.Limits.withDefaults(),
+		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
+	}
+	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
+	s.tracker.init()
+	s.Apply(o.Settings)
+	return s, nil
+}
+
+// Apply replaces the settings. Requests that are being answered finish under the old ones.
+func (s *Server) Apply(settings Settings) { s.settings.Store(&settings) }
+
+// Serve answers the clients that l accepts, until [Server.Shutdown] or until l fails. It closes l. It may be called for
+// several listeners. From ctx come only values: its end does not touch a request, for that is what Shutdown is for.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv, err := s.newServer(context.WithoutCancel(ctx))
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	if s.tls != nil {
+		l = tls.NewListener(l, s.tls)
+	}
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("accept clients on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func (s *Server) newServer(ctx context.Context) (*http.Server, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() {
+		return nil, http.ErrServerClosed
+	}
+	if s.life == nil {
+		s.life, s.kill = context.WithCancel(ctx)
+	}
+	life := s.life
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler:           http.HandlerFunc(s.handle),
+		Protocols:         protocols,
+		TLSConfig:         s.tls,
+		ReadHeaderTimeout: s.limits.ReadHeaderTimeout,
+		IdleTimeout:       s.limits.IdleTimeout,
+		MaxHeaderBytes:    s.limits.MaxHeaderBytes,
+		ErrorLog:          s.errorLog,
+		BaseContext:       func(net.Listener) context.Context { return life },
+		// No ReadTimeout and no WriteTimeout: they would cut long bodies and streams.
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          100,
+			MaxReadFrameSize:              16 << 10,
+			MaxReceiveBufferPerStream:     256 << 10,
+			MaxReceiveBufferPerConnection: 1 << 20,
+		},
+	}
+	s.servers = append(s.servers, srv)
+	return srv, nil
+}
+
+// lifetime is the context of what outlives the handlers of net/http.
+func (s *Server) lifetime() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life
+}
+
+// handle answers one request of a client.
+func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+	s.tracker.add()
+	s.metrics.inFlight.Inc()
+	x := s.newExchange(w, r)
+	defer func() {
+		// Also when the handler panics with http.ErrAbortHandler, which is how an answer is broken off.
+		s.metrics.inFlight.Dec()
+		if !x.switched {
+			s.finish(&x.record)
+		}
+		x.release()
+		s.tracker.done()
+	}()
+	x.serve()
+}
+
+// flusher returns the means to send what was written at once. Every ResponseWriter of net/http has it.
+func (s *Server) flusher(w http.ResponseWriter) http.Flusher {
+	if f, ok := w.(http.Flusher); ok {
+		return f
+	}
+	return noFlusher{}
+}
+
+type noFlusher struct{}
+
+// Flush does nothing.
+func (noFlusher) Flush() {}
+
+// Shutdown stops accepting, closes idle connections, and waits for running requests and switched connections until ctx
+// ends; what is left then is cut off, so that both its ends see it break. It returns when nothing runs any more, with
+// ctx's error if something had to be cut.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining.Store(true)
+	servers, kill := s.servers, s.kill
+	s.mu.Unlock()
+	var wait sync.WaitGroup
+	for _, srv := range servers {
+		// Its error is that of ctx, or of closing a listener; both show below.
+		wait.Go(func() { _ = srv.Shutdown(ctx) })
+	}
+	wait.Wait()
+	err := s.tracker.wait(ctx)
+	if kill != nil {
+		kill()
+	}
+	for _, srv := range servers {
+		_ = srv.Close()
+	}
+	s.tracker.waitAll()
+	return err
+}
