@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -217,7 +216,7 @@ func (s *AgentSession) heartbeat() {
 			}
 		case <-tick.C:
 		}
-		s.l.check(s.o.Heartbeat, s.o.Heartbeat+heartbeatGrace)
+		s.l.check(s.o.Heartbeat, s.o.Heartbeat+heartbeatGrace, stallTimeout)
 	}
 }
 
@@ -269,7 +268,7 @@ func (s *AgentSession) handle(kind string, object []byte) error {
 		return nil
 	}
 	if s.o.OnMessage != nil {
-		s.o.OnMessage(kind, json.RawMessage(object))
+		s.o.OnMessage(kind, object)
 	}
 	return nil
 }

@@ -121,6 +121,7 @@ func (l *link) frameLocked(h frame, body []byte) error {
 // sent and the batch is full, nowhere. The caller holds mu.
 func (l *link) urgentLocked(h frame, must bool) {
 	switch {
+	case l.muted:
 	case l.nurgent+len(h) <= urgentRoom:
 		l.nurgent += copy(l.urgent[l.nurgent:], h)
 		l.wakeLocked()
@@ -131,6 +132,9 @@ func (l *link) urgentLocked(h frame, must bool) {
 
 // appendLocked queues a frame. The caller holds mu.
 func (l *link) appendLocked(h frame, body []byte) {
+	if l.muted {
+		return
+	}
 	need := len(h) + len(body)
 	if l.batch == nil {
 		if l.spare != nil && need <= smallBatch-batchFront {

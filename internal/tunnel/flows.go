@@ -29,7 +29,9 @@ func (l *link) admit(limit int) error {
 func (l *link) cancel() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.opening--
+	if l.opening > 0 { // it is 0 once the session has ended
+		l.opening--
+	}
 	l.emptyLocked()
 }
 
@@ -47,7 +49,7 @@ func (l *link) flow(id uint32) *flow {
 	if f := l.flows[id]; f != nil {
 		return f
 	}
-	return &flow{id: id, gone: true, refused: true}
+	return &flow{id: id, gone: true}
 }
 
 // awaitAck blocks until the peer has acknowledged a stream, and reports false when it was reset instead or the session

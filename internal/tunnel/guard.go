@@ -47,7 +47,6 @@ type flow struct {
 	settled bool // yamux has handled the peer's FIN
 	discard bool // closed here: what comes is not wanted
 	gone    bool // yamux has no such stream, or will not have when it has read what we give it
-	refused bool // reset by the peer before it was acknowledged
 	recv    int64
 	send    int64
 	in      int64         // bytes received
@@ -61,7 +60,10 @@ func (l *link) mine(stream uint32) bool { return (stream&1 == 1) == l.client }
 // settleLocked is called when yamux asks for more: it has handled all it was given. The caller holds mu.
 func (l *link) settleLocked() {
 	for ; l.unsettled > 0; l.unsettled-- {
-		<-l.syn // never blocks: each acknowledged stream had put one in
+		select {
+		case <-l.syn:
+		default: // each acknowledged stream had put one in, so this is not reached; blocking here would be worse
+		}
 	}
 	for i, f := range l.finished {
 		f.settled = true
@@ -121,8 +123,7 @@ func (l *link) flowLocked(f *flow, h frame) (bool, *AbuseError) {
 		if f.acked {
 			flags &^= flagACK // yamux would count it twice
 		} else {
-			f.refused = flags&(flagRST|flagACK) == flagRST
-			f.acked = !f.refused
+			f.acked = flags&(flagRST|flagACK) != flagRST
 			flags |= flagACK // also with RST, else yamux keeps an entry for the stream for ever
 			l.unsettled++
 		}
@@ -244,6 +245,9 @@ func (l *link) outboundLocked(h frame) bool {
 	}
 	if flags&flagFIN != 0 {
 		f.finOut = true
+	}
+	if flags&flagRST != 0 {
+		l.rememberLocked(id)
 	}
 	if flags&flagRST != 0 || f.finIn && f.finOut {
 		l.endLocked(f)

@@ -31,12 +31,15 @@ type KeeperOptions struct {
 	Interval time.Duration
 	// Dead is after how much silence a session ends with ErrSilent; 0 means 25 s. It is found up to a second earlier.
 	Dead time.Duration
+	// Stall is how long the rest of a frame may take when nothing else comes either; 0 means 10 s.
+	Stall time.Duration
 }
 
 // NewKeeper returns a Keeper. It watches while Run runs.
 func NewKeeper(o KeeperOptions) *Keeper {
 	o.Interval = orDefault(o.Interval, defaultHeartbeat)
 	o.Dead = orDefault(o.Dead, defaultDead)
+	o.Stall = orDefault(o.Stall, stallTimeout)
 	return &Keeper{o: o, sessions: make(map[*link]struct{})}
 }
 
@@ -61,7 +64,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		}
 		links = k.living(links[:0])
 		for _, l := range links {
-			l.check(k.o.Interval, k.o.Dead-every)
+			l.check(k.o.Interval, k.o.Dead-every, k.o.Stall)
 		}
 		clear(links)
 	}
@@ -83,13 +86,13 @@ func (k *Keeper) living(links []*link) []*link {
 }
 
 // check pings a peer that was silent for interval and ends the session of one that was silent for dead. It never blocks.
-func (l *link) check(interval, dead time.Duration) {
+func (l *link) check(interval, dead, stall time.Duration) {
 	silence := time.Since(l.ws.LastRead())
 	if silence >= dead {
 		l.fail(fmt.Errorf("%w: nothing received for %v", ErrSilent, silence.Round(time.Second)))
 		return
 	}
-	if silence >= stallTimeout && l.stalled() {
+	if silence >= stall && l.stalled() {
 		l.abuse(&AbuseError{AbuseStall, "a frame was begun and not continued"})
 		return
 	}

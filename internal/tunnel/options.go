@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"crypto/tls"
-	"encoding/json"
 	"net/http"
 	"net/url"
 	"time"
@@ -44,7 +43,7 @@ type NodeOptions struct {
 	Handler Handler
 	// OnMessage hears control messages of types that this package does not know, as whole JSON objects that are valid
 	// during the call; nil ignores them. It is called like the methods of Handler.
-	OnMessage func(s *Session, kind string, object json.RawMessage)
+	OnMessage func(s *Session, kind string, object []byte)
 	// OnAbuse hears, once for each session, for which of the Abuse reasons it was closed. It must not block.
 	OnAbuse func(reason string)
 	// OpenTimeout bounds Open; 0 means 10 s.
@@ -86,7 +85,7 @@ type DialOptions struct {
 	OnRefused func(endpoint string, err *RefusedError)
 	// OnMessage hears control messages of types that this package does not know, as whole JSON objects that are valid
 	// during the call. It must not block.
-	OnMessage func(kind string, object json.RawMessage)
+	OnMessage func(kind string, object []byte)
 	// OnAbuse hears, once, for which of the Abuse reasons the session was closed. It must not block.
 	OnAbuse func(reason string)
 }

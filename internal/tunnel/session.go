@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -225,7 +224,7 @@ func (s *Session) handle(kind string, object []byte) error {
 		return err
 	}
 	if s.o.OnMessage != nil {
-		s.o.OnMessage(s, kind, json.RawMessage(object))
+		s.o.OnMessage(s, kind, object)
 	}
 	return nil
 }
