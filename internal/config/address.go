@@ -197,10 +197,9 @@ func goodPort(s string) bool {
 
 // hostPortHint says what is wrong with host:port, or with a host alone when portless; "" if nothing is.
 func hostPortHint(s string, portless bool) string {
-	host, port := s, ""
-	if portless {
-		host = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
-	} else {
+	host := strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
+	if !portless {
+		var port string
 		var err error
 		if host, port, err = net.SplitHostPort(s); err != nil {
 			return "a host and a port are joined by one colon, IPv6 addresses stand in brackets"

@@ -24,3 +24,5 @@
 // goroutines. The package reads files and the environment during a load only; it starts nothing, watches nothing,
 // and resolves no names. Keys and certificates are parsed by those who use them.
 package config
+
+//go:generate go run ./reference -root ../..

@@ -327,7 +327,7 @@ func unescape(s string) string {
 		i++
 		n := digits[s[i]]
 		if n > 0 && i+n < len(s) {
-			if r, err := strconv.ParseUint(s[i+1:i+1+n], 16, 32); err == nil {
+			if r, err := strconv.ParseInt(s[i+1:i+1+n], 16, 32); err == nil {
 				b.WriteRune(rune(r))
 				i += n
 				continue
