@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/endpoint"
+	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tunnel"
+)
+
+const renewTimeout = 30 * time.Second // for a key set that has to be fetched first
+
+// desk answers the messages of one native agent. They come one after another, and may come before the session is in the
+// set: what they need is in the session from the start.
+type desk struct {
+	server  *Server
+	session *session
+	ctx     context.Context // that of the handshake, which does not end with it
+}
+
+var _ tunnel.Handler = (*desk)(nil)
+
+// Listen makes the session an upstream of an endpoint, or tells the agent why not. The session lives on in any case.
+func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
+	x := d.session
+	x.adopt(t)
+	name, err := endpoint.Parse(l.Endpoint)
+	if err != nil {
+		d.refuse(l.Endpoint, tunnel.CodeInvalid, err.Error())
+		return
+	}
+	if l.Protocol == "" {
+		l.Protocol = tunnel.ProtocolHTTP
+	}
+	if l.Protocol != tunnel.ProtocolHTTP && l.Protocol != tunnel.ProtocolTCP {
+		d.refuse(l.Endpoint, tunnel.CodeInvalid, "the protocol of a listener is http or tcp")
+		return
+	}
+	if !x.identity.Load().Permits(name) {
+		d.refuse(l.Endpoint, tunnel.CodeNotPermitted, "the token does not cover this endpoint")
+		return
+	}
+	if d.server.draining() {
+		d.refuse(l.Endpoint, tunnel.CodeDraining, "the node is stopping")
+		return
+	}
+	key := router.KeyOf(x.tenant, name)
+	if !x.offer(name, key, d.server.config.Upstream.MaxEndpointsPerSession) {
+		d.refuse(l.Endpoint, tunnel.CodeOverloaded, "the session offers as many endpoints as it may")
+		return
+	}
+	d.server.router.Add(key, x.route, router.UpstreamOptions{Weight: l.Weight, Protocol: l.Protocol})
+	// The answer uses the agent's own spelling, by which it knows the listener. If it does not arrive the session has ended.
+	_ = t.Listening(l.Endpoint)
+	x.announce(d.server.o.Log)
+	if d.server.o.Log.IsLevelEnabled(logrus.DebugLevel) {
+		d.server.o.Log.WithFields(x.fields()).WithField("endpoint", name).Debug("endpoint offered")
+	}
+}
+
+// Unlisten takes an endpoint back. Streams in use go on.
+func (d *desk) Unlisten(t *tunnel.Session, given string) {
+	d.session.adopt(t)
+	name, err := endpoint.Parse(given)
+	if err != nil {
+		return // can't have been offered
+	}
+	d.withdraw(name)
+}
+
+// Token takes a new token in place of the one that the session was opened with. Verifying it may have to fetch a key, which
+// the control goroutine must not wait for.
+func (d *desk) Token(t *tunnel.Session, bearer string) {
+	x := d.session
+	x.adopt(t)
+	if x.renewing.Swap(true) {
+		return // an agent in its right mind sends one in hours
+	}
+	d.server.sessions.spawn(func() {
+		defer x.renewing.Store(false)
+		ctx, cancel := context.WithTimeout(d.ctx, renewTimeout)
+		defer cancel()
+		d.renew(ctx, bearer)
+	})
+}
+
+// renew checks the new token and withdraws the endpoints that it does not cover. A bad one changes nothing: the old one is
+// good until it expires.
+func (d *desk) renew(ctx context.Context, bearer string) {
+	x, s := d.session, d.server
+	id, err := s.agents.Renew(ctx, x.identity.Load(), bearer)
+	if err != nil {
+		s.refusals.warn("token not renewed", faultOf(err).Code, map[string]any{"session": x.tunnel.ID(), "err": err})
+		return
+	}
+	x.identity.Store(id)
+	for _, name := range x.names() {
+		if !id.Permits(name) {
+			d.withdraw(name)
+			d.refuse(name, tunnel.CodeNotPermitted, "the new token does not cover this endpoint")
+		}
+	}
+	s.o.Log.WithFields(x.fields()).Info("token renewed")
+}
+
+// Drain hears that the agent is leaving: it gets nothing new.
+func (d *desk) Drain(t *tunnel.Session, _ tunnel.Drain) {
+	d.session.adopt(t)
+	d.server.router.RemoveSession(d.session.route)
+}
+
+func (d *desk) withdraw(name string) {
+	if key, ok := d.session.withdraw(name); ok {
+		d.server.router.RemoveKey(key, d.session.route)
+	}
+}
+
+func (d *desk) refuse(name, code, reason string) {
+	d.server.metrics.endpointRefused(code)
+	d.server.refusals.warn("endpoint refused", code, map[string]any{"session": d.session.tunnel.ID(), "endpoint": name})
+	_ = d.session.tunnel.Refuse(name, code, reason) // an agent that can't be told has gone
+}

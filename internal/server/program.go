@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/daemon"
+)
+
+// Program describes pikod to the shell.
+func Program() daemon.Program {
+	return daemon.Program{
+		Name:    "pikod",
+		Summary: "Lets clients reach services behind agents that connect to it",
+		Load: func(file string, args []string) (daemon.Settings, error) {
+			if len(args) > 0 {
+				return nil, daemon.Usagef("unexpected argument %q", args[0])
+			}
+			c, err := config.LoadPikod(file)
+			if err != nil {
+				return nil, err
+			}
+			return &settings{c}, nil
+		},
+		Commands: []daemon.Command{statusCommand(), explainCommand(), healthCommand()},
+	}
+}
+
+// settings are pikod's settings as the shell sees them.
+type settings struct{ c config.Pikod }
+
+// Log says how to log.
+func (s *settings) Log() config.Log { return s.c.Log }
+
+// Dump returns the settings in effect.
+func (s *settings) Dump() string { return s.c.Dump() }
+
+// Digest tells settings apart.
+func (s *settings) Digest() string { return s.c.Digest() }
+
+// Check builds everything that the settings describe, and throws it away.
+func (s *settings) Check() error {
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	_, err := New(s.c, Options{Log: quiet})
+	return s.place(err)
+}
+
+// Run is one life of a node.
+func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
+	for _, w := range s.c.Warnings() {
+		p.Log.WithField("setting", w.String()).Warn("unwise setting")
+	}
+	if s.c.Upstream.AllowUnauthenticated && !s.c.Upstream.Auth.Enabled() {
+		p.Log.WithField("listener", upstreamListener).Warn("everybody who reaches this listener may offer any endpoint")
+	}
+	srv, err := New(s.c, Options{
+		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Listen: p.Listen, Ready: p.Ready, Status: p.Status,
+	})
+	if err != nil {
+		return &daemon.SettingsError{Err: s.place(err)}
+	}
+	return srv.Run(ctx)
+}
+
+// place adds to problems that were found after loading where in the files they come from.
+func (s *settings) place(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // errors.As would stop at the first of several
+		var placed []error
+		for _, e := range joined.Unwrap() {
+			placed = append(placed, s.place(e))
+		}
+		return errors.Join(placed...)
+	}
+	if p, ok := errors.AsType[config.Problem](err); ok {
+		return s.c.At(p)
+	}
+	return err
+}

@@ -1,0 +1,154 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pikoproxy/piko/internal/auth"
+)
+
+const (
+	adminGrace  = 2 * time.Second // for the last answers of the admin listener
+	statusEvery = 5 * time.Second
+)
+
+// Run serves until ctx ends, then drains the node and returns. It returns an error if a listener could not be opened or
+// failed. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.Listen(); err != nil {
+		return err
+	}
+	// What runs in the node outlives ctx: the drain needs all of it, and ends it by stop.
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, life := errgroup.WithContext(life)
+	group.Go(func() error { return s.router.Run(life) })
+	group.Go(func() error { return s.keeper.Run(life) })
+	group.Go(func() error { return s.sessions.expire(life, s) })
+	group.Go(func() error { return s.summarize(life) })
+	for _, v := range s.verifiers() {
+		group.Go(func() error { return runVerifier(life, v) })
+	}
+	s.serve(group, adminListener, s.admin.Serve)
+	s.serve(group, upstreamListener, s.upstream.Serve)
+	s.serve(group, proxyListener, func(l net.Listener) error { return s.proxy.Serve(life, l) })
+
+	s.state.Store(int32(up))
+	s.announce()
+	select {
+	case <-ctx.Done():
+	case <-life.Done(): // a part failed; what still runs is drained all the same
+	}
+	s.drain(context.WithoutCancel(ctx))
+	stop()
+	return group.Wait()
+}
+
+// serve runs one listener until it is shut down.
+func (s *Server) serve(group *errgroup.Group, name string, serve func(net.Listener) error) {
+	l := s.listeners.open[name]
+	if l == nil {
+		return
+	}
+	group.Go(func() error {
+		if err := serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve the %s listener at %s: %w", name, l.Addr(), err)
+		}
+		return nil
+	})
+}
+
+// announce says that the node takes traffic.
+func (s *Server) announce() {
+	fields := logrus.Fields{"node": s.id}
+	for name := range s.listeners.open {
+		fields[name] = s.addrText(name)
+	}
+	s.o.Log.WithFields(fields).Info("ready")
+	if s.o.Ready != nil {
+		s.o.Ready()
+	}
+}
+
+// drain ends the node so that a planned stop fails nothing that is done within the drain timeout.
+func (s *Server) drain(ctx context.Context) {
+	log := s.o.Log.WithField("node", s.id)
+	// 1. Readiness goes off, and nothing else changes for the time that balancers need to look elsewhere.
+	s.state.Store(int32(draining))
+	s.tell("draining")
+	log.Info("draining")
+	pause(ctx, time.Duration(s.config.DrainNotice))
+
+	// From here on everything has one deadline, cut loose from whatever made the node stop.
+	deadline := time.Now().Add(time.Duration(s.config.DrainTimeout))
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+
+	// 2. Agents are told: they connect elsewhere first and leave then. New ones are sent away with 503 from now on. Streams
+	// are still opened on the sessions they have here, since requests still arrive.
+	s.sessions.drain("the node is stopping", deadline)
+
+	// 3. The proxy takes nothing new. Running requests and upgraded connections finish.
+	if err := s.proxy.Shutdown(ctx); err != nil {
+		log.WithError(err).Warn("requests were cut off")
+	}
+
+	// 4. Streams relayed for peers would finish here. This node has none.
+
+	// 5. Sessions end: nothing runs on them any more, or the time is over. Idle streams go first, so that they do not count
+	// as running. Classic agents must see a reset and no clean end, which Shutdown of the session sees to.
+	if n := s.sessions.shutdown(ctx, s); n > 0 {
+		log.WithField("sessions", n).Warn("sessions ended with open streams")
+	}
+	_ = s.upstream.Close() // handshakes that came too late
+
+	// 6. Admin goes last, so that operators and probes see the drain to its end.
+	grace, cancelGrace := context.WithTimeout(context.WithoutCancel(ctx), adminGrace)
+	defer cancelGrace()
+	if s.admin.Shutdown(grace) != nil {
+		_ = s.admin.Close() // a scrape or profile that would not end
+	}
+	log.Info("drained")
+}
+
+// summarize keeps the one-line status up to date.
+func (s *Server) summarize(ctx context.Context) error {
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	for {
+		if !s.draining() {
+			s.tell(fmt.Sprintf("%d endpoints, %d sessions", len(s.router.Endpoints()), s.sessions.len()))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func runVerifier(ctx context.Context, v *auth.Verifier) error {
+	if err := v.Run(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tunnel"
+)
+
+// session is one agent's connection with what the node knows about it.
+type session struct {
+	once     sync.Once // guards the setting of tunnel and route, see adopt
+	tunnel   *tunnel.Session
+	route    router.Session
+	classic  string // the endpoint of a classic session
+	since    time.Time
+	identity atomic.Pointer[auth.Identity]
+	tenant   string // of the identity; a renewal can't change it
+	expired  atomic.Bool
+	useful   atomic.Bool // has offered something
+	renewing atomic.Bool
+
+	mu        sync.Mutex // guards endpoints; held by the control goroutine and by status requests only
+	endpoints map[string]router.Key
+}
+
+func newSession(id *auth.Identity) *session {
+	x := &session{since: time.Now()}
+	x.identity.Store(id)
+	if id != nil {
+		x.tenant = id.Tenant
+	}
+	return x
+}
+
+// adopt sets the connection. The handler of the handshake and the control goroutine both know it first, so both call this
+// before anything else.
+func (x *session) adopt(t *tunnel.Session) {
+	x.once.Do(func() { x.tunnel, x.route = t, router.Tunnel(t) })
+}
+
+// announce logs the session once it offers something. Agents that look for a second node open sessions only to find that
+// they have reached the first one again; those are not worth a line.
+func (x *session) announce(log logrus.FieldLogger) {
+	if !x.useful.Swap(true) {
+		log.WithFields(x.fields()).WithField("kind", kindOf(x.tunnel).String()).Info("session opened")
+	}
+}
+
+// offer notes that the session offers an endpoint, unless it offers as many as it may. limit below 1 means none.
+func (x *session) offer(name string, key router.Key, limit int) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if _, again := x.endpoints[name]; !again && limit > 0 && len(x.endpoints) >= limit {
+		return false
+	}
+	if x.endpoints == nil {
+		x.endpoints = make(map[string]router.Key)
+	}
+	x.endpoints[name] = key
+	return true
+}
+
+// withdraw forgets an endpoint and returns its key, if the session offered it.
+func (x *session) withdraw(name string) (router.Key, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	key, ok := x.endpoints[name]
+	delete(x.endpoints, name)
+	return key, ok
+}
+
+// names returns the endpoints, sorted.
+func (x *session) names() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	all := make([]string, 0, len(x.endpoints))
+	for name := range x.endpoints {
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// count is the number of endpoints.
+func (x *session) count() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.endpoints)
+}
+
+// fields name a session in the log.
+func (x *session) fields() logrus.Fields {
+	f := logrus.Fields{"session": x.tunnel.ID(), "remote": x.tunnel.RemoteAddr().String()}
+	if x.classic != "" {
+		f["endpoint"] = x.classic
+	}
+	if x.tenant != "" {
+		f["tenant"] = x.tenant
+	}
+	if hello := x.tunnel.Agent(); hello.AgentID != "" {
+		f["agent"] = hello.AgentID
+	}
+	return f
+}

@@ -1,0 +1,210 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	drainTold   = time.Second // for the agents to take the news
+	expirySweep = 2 * time.Second
+	expiryGrace = 10 * time.Second // clocks differ: the same that the verifiers grant
+	expiryDrain = 30 * time.Second // for the streams of a session whose token has expired
+)
+
+// sessions is the set of all sessions of the node. Its lock is the only one held while the set changes; nothing that can
+// block is called under it.
+type sessions struct {
+	limit int            // 0: none
+	work  sync.WaitGroup // goroutines that belong to sessions
+
+	mu       sync.Mutex
+	all      map[*session]struct{}
+	pending  int // handshakes under way that count as sessions
+	drained  bool
+	reason   string
+	deadline time.Time
+	closed   bool
+}
+
+func newSessions(limit int) *sessions {
+	return &sessions{limit: limit, all: make(map[*session]struct{})}
+}
+
+// reserve makes room for one session, if there is any. Every reservation ends by add or release.
+func (ss *sessions) reserve() bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.limit > 0 && len(ss.all)+ss.pending >= ss.limit {
+		return false
+	}
+	ss.pending++
+	return true
+}
+
+func (ss *sessions) release() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.pending--
+}
+
+// add takes a session into the set and runs watch for as long as it lives. It reports false when the node has shut its
+// sessions down meanwhile; the session is then the caller's to end. A session that arrives during a drain is told so.
+func (ss *sessions) add(x *session, watch func()) bool {
+	ss.mu.Lock()
+	ss.pending--
+	if ss.closed {
+		ss.mu.Unlock()
+		return false
+	}
+	ss.all[x] = struct{}{}
+	ss.work.Go(watch)
+	late, reason, deadline := ss.drained, ss.reason, ss.deadline
+	ss.mu.Unlock()
+	if late {
+		_ = x.tunnel.Drain(reason, deadline) // one that can't be told any more has ended
+	}
+	return true
+}
+
+func (ss *sessions) remove(x *session) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	delete(ss.all, x)
+}
+
+// spawn runs f as part of the life of the sessions, unless they have been shut down.
+func (ss *sessions) spawn(f func()) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if !ss.closed {
+		ss.work.Go(f)
+	}
+}
+
+func (ss *sessions) len() int {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return len(ss.all)
+}
+
+// list returns the sessions, oldest first.
+func (ss *sessions) list() []*session {
+	ss.mu.Lock()
+	all := make([]*session, 0, len(ss.all))
+	for x := range ss.all {
+		all = append(all, x)
+	}
+	ss.mu.Unlock()
+	slices.SortFunc(all, func(a, b *session) int {
+		return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.tunnel.ID(), b.tunnel.ID()))
+	})
+	return all
+}
+
+// drain asks all agents to connect elsewhere, and those that come later too.
+func (ss *sessions) drain(reason string, deadline time.Time) {
+	ss.mu.Lock()
+	ss.drained, ss.reason, ss.deadline = true, reason, deadline
+	ss.mu.Unlock()
+	var told sync.WaitGroup
+	for _, x := range ss.list() {
+		told.Add(1)
+		ss.spawn(func() {
+			defer told.Done()
+			_ = x.tunnel.Drain(reason, deadline) // one that can't be told any more has ended
+		})
+	}
+	all := make(chan struct{}) // closed when all have been told
+	ss.spawn(func() {
+		told.Wait()
+		close(all)
+	})
+	// Those that do not read their messages must not hold up the drain.
+	patience := time.NewTimer(drainTold)
+	defer patience.Stop()
+	select {
+	case <-all:
+	case <-patience.C:
+	}
+}
+
+// shutdown ends all sessions when their streams have ended, or ctx has, and waits until everything that belonged to them
+// is gone. It returns how many had open streams then.
+func (ss *sessions) shutdown(ctx context.Context, s *Server) int {
+	ss.mu.Lock()
+	ss.closed = true
+	ss.mu.Unlock()
+	var cut atomic.Int64
+	for _, x := range ss.list() {
+		s.router.RemoveSession(x.route) // closes its idle streams
+		ss.work.Go(func() {
+			if x.tunnel.Shutdown(ctx) != nil {
+				cut.Add(1)
+			}
+		})
+	}
+	ss.work.Wait()
+	return int(cut.Load())
+}
+
+// expire ends sessions whose token has expired, where the settings ask for that. One sweep for all is cheaper than a timer
+// for each.
+func (ss *sessions) expire(ctx context.Context, s *Server) error {
+	tick := time.NewTicker(expirySweep)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, x := range ss.list() {
+			id := x.identity.Load()
+			if id == nil || time.Since(id.Expires) < expiryGrace || !s.endsOnExpiry(x.tenant) || x.expired.Swap(true) {
+				continue
+			}
+			s.o.Log.WithFields(x.fields()).Info("session ends: its token has expired")
+			ss.spawn(func() { s.retire(ctx, x) })
+		}
+	}
+}
+
+// endsOnExpiry reports whether sessions of a tenant end with their token.
+func (s *Server) endsOnExpiry(tenant string) bool {
+	for _, t := range s.config.Upstream.Tenants {
+		if t.ID == tenant {
+			return t.Auth.DisconnectOnExpiry
+		}
+	}
+	return s.config.Upstream.Auth.DisconnectOnExpiry
+}
+
+// retire takes a session out of use, gives its streams some time, and ends it.
+func (s *Server) retire(ctx context.Context, x *session) {
+	s.router.RemoveSession(x.route)
+	ctx, cancel := context.WithTimeout(ctx, expiryDrain)
+	defer cancel()
+	_ = x.tunnel.Drain("token expired", time.Now().Add(expiryDrain)) // one that can't be told has ended
+	_ = x.tunnel.Shutdown(ctx)                                       // streams that are cut off: the token is no longer good for them
+}
+
+// watch follows a session to its end.
+func (s *Server) watch(x *session) {
+	<-x.tunnel.Closing()
+	s.router.RemoveSession(x.route)
+	x.tunnel.Wait()
+	s.sessions.remove(x)
+	level := logrus.DebugLevel
+	if x.useful.Load() {
+		level = logrus.InfoLevel
+	}
+	log := s.o.Log.WithFields(x.fields()).WithField("duration", time.Since(x.since).Round(time.Millisecond).String())
+	log.WithError(x.tunnel.Err()).Log(level, "session closed")
+}
