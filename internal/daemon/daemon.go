@@ -99,8 +99,8 @@ func (e Env) Usagef(format string, args ...any) int {
 	return usageHint(e.Stderr, e.Program, fmt.Sprintf(format, args...))
 }
 
-// Errorf prints a problem on stderr and returns [ExitFailure].
-func (e Env) Errorf(format string, args ...any) int {
+// Failf prints a problem on stderr and returns [ExitFailure].
+func (e Env) Failf(format string, args ...any) int {
 	fmt.Fprintf(e.Stderr, "%s: %s\n", e.Program, fmt.Sprintf(format, args...))
 	return ExitFailure
 }
