@@ -27,10 +27,11 @@ func (o NodeOptions) preset() NodeOptions {
 	o.OpenTimeout = orDefault(o.OpenTimeout, defaultOpenTimeout)
 	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, defaultHandshake)
 	o.CloseWait = orDefault(o.CloseWait, defaultCloseWait)
+	o.WriteTimeout = orDefault(o.WriteTimeout, defaultWrite)
 	return o
 }
 
-func (o NodeOptions) sizes() sizes { return sizes{nodeBacklog, o.CloseWait, writeTimeout} }
+func (o NodeOptions) sizes() sizes { return sizes{nodeBacklog, o.CloseWait, o.WriteTimeout} }
 
 // AcceptClassic answers the handshake of a classic agent, which must have been authenticated, and returns its session. It
 // takes a round trip, at most a second. When it returns an error before the upgrade it has answered the request.

@@ -199,7 +199,8 @@ func (s *AgentSession) receive(st *Stream) {
 
 // heartbeat asks the node for a sign of life when nothing was heard for a while, and ends the session without one.
 func (s *AgentSession) heartbeat() {
-	tick := time.NewTicker(min(heartbeatTick, s.o.Heartbeat))
+	every := min(heartbeatTick, s.o.Heartbeat)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
@@ -216,7 +217,7 @@ func (s *AgentSession) heartbeat() {
 			}
 		case <-tick.C:
 		}
-		s.l.check(s.o.Heartbeat, s.o.Heartbeat+heartbeatGrace, stallTimeout)
+		s.l.check(s.o.Heartbeat, s.o.Dead-every, stallTimeout)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 func (o DialOptions) preset() DialOptions {
 	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, defaultHandshake)
 	o.Heartbeat = orDefault(o.Heartbeat, defaultHeartbeat)
+	o.Dead = orDefault(o.Dead, defaultDead)
 	o.CloseWait = orDefault(o.CloseWait, defaultCloseWait)
 	o.MaxUnaccepted = orDefault(o.MaxUnaccepted, defaultUnaccepted)
 	o.Hello.Version = Version
@@ -28,7 +29,7 @@ func Dial(ctx context.Context, o DialOptions) (*AgentSession, error) {
 	o = o.preset()
 	s := newAgentSession(o)
 	err := s.dial(ctx, o, PathTunnel, role{client: true, native: true, accepts: true}, &s.node,
-		sizes{agentBacklog, o.CloseWait, writeTimeout})
+		sizes{agentBacklog, o.CloseWait, defaultWrite})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", redacted(o.URL), err)
 	}
@@ -62,7 +63,7 @@ func AcceptPeer(w http.ResponseWriter, r *http.Request, nodeID string, o DialOpt
 	s.node = welcome{Version: Version, NodeID: nodeID}
 	err := s.mux.accept(w, r, &s.hello, s.node, acceptance{
 		role:      role{native: true, accepts: true},
-		sizes:     sizes{agentBacklog, o.CloseWait, writeTimeout},
+		sizes:     sizes{agentBacklog, o.CloseWait, defaultWrite},
 		handshake: o.HandshakeTimeout,
 		onAbuse:   o.OnAbuse,
 	})

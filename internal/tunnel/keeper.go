@@ -8,13 +8,8 @@ import (
 	"time"
 )
 
-const (
-	// heartbeatTick is how often sessions are looked at.
-	heartbeatTick = time.Second
-
-	// heartbeatGrace is how long the answer to a heartbeat may take.
-	heartbeatGrace = 15 * time.Second
-)
+// heartbeatTick is how often sessions are looked at.
+const heartbeatTick = time.Second
 
 // Keeper watches all sessions of a node: it asks those from which nothing was heard for a while for a sign of life, and ends
 // those that give none. One goroutine does it for all; an idle session costs none.

@@ -17,10 +17,6 @@ import (
 )
 
 const (
-	// writeTimeout is how long a frame may wait for its turn. A peer that is gone is found sooner by other means, and on a
-	// slow line many streams may have a frame each in the queue, so it is not short.
-	writeTimeout = time.Minute
-
 	// controlTimeout is how long the peer may take to make room for a control message.
 	controlTimeout = 10 * time.Second
 

@@ -14,6 +14,7 @@ const (
 	defaultHandshake   = 10 * time.Second
 	defaultCloseWait   = 10 * time.Second
 	defaultHeartbeat   = 10 * time.Second
+	defaultWrite       = time.Minute
 	defaultDead        = 25 * time.Second
 	defaultUnaccepted  = 256
 )
@@ -53,6 +54,9 @@ type NodeOptions struct {
 	// CloseWait is how long a stream that was closed here waits for the far end to close it too, before it is reset;
 	// 0 means 10 s.
 	CloseWait time.Duration
+	// WriteTimeout is how long a frame may wait for its turn to be sent, before the session ends; 0 means a minute. On a
+	// slow line many streams may have a frame each in the queue.
+	WriteTimeout time.Duration
 }
 
 // DialOptions say where and how the dialing end connects.
@@ -73,9 +77,10 @@ type DialOptions struct {
 	Proxy func(*url.URL) (*url.URL, error)
 	// HandshakeTimeout bounds the connect and handshake; 0 means 10 s.
 	HandshakeTimeout time.Duration
-	// Heartbeat is after how much silence the node is asked for a sign of life; 0 means 10 s. When there is none within
-	// another 15 s, the session ends with ErrSilent.
+	// Heartbeat is after how much silence the node is asked for a sign of life; 0 means 10 s.
 	Heartbeat time.Duration
+	// Dead is after how much silence the session ends with ErrSilent; 0 means 25 s. It is found up to a second earlier.
+	Dead time.Duration
 	// CloseWait is how long a stream that was closed here waits for the far end to close it too, before it is reset;
 	// 0 means 10 s.
 	CloseWait time.Duration

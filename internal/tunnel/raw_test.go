@@ -77,9 +77,12 @@ func (c *rawPeer) message(first byte, p []byte) error {
 		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(len(p)))
 	}
 	mask := [4]byte{1, 2, 3, 4}
-	b = append(b, mask[:]...)
-	for i, x := range p {
-		b = append(b, x^mask[i&3])
+	if len(p) > 4<<10 {
+		mask = [4]byte{} // legal, and fast
+	}
+	b = append(append(b, mask[:]...), p...)
+	for i := len(b) - len(p); mask[0] != 0 && i < len(b); i++ {
+		b[i] ^= mask[(i-len(b)+len(p))&3]
 	}
 	_, err := c.Conn.Write(b)
 	return err

@@ -1,0 +1,310 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// stuck is a session whose agent has stopped reading, with a Write that is blocked because of it.
+func stuck(t *testing.T, o NodeOptions) (p *badPeer, blocked <-chan error) {
+	t.Helper()
+	p = newBadPeer(t, o)
+	st, id := p.open(t)
+	p.send(t, makeFrame(kindWindow, 0, id, 1<<30), nil)
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := st.Write(make([]byte, maxFrame)); err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	l := p.s.l
+	eventually(t, "batch full", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.batch != nil && len(l.batch.b) > maxBatch-maxFrame
+	})
+	return p, failed
+}
+
+func TestEndOfTheSessionFreesABlockedWrite(t *testing.T) {
+	for name, end := range map[string]func(*badPeer){
+		"CloseNow": func(p *badPeer) { p.s.CloseNow(nil) },
+		"Shutdown": func(p *badPeer) {
+			ctx, stop := context.WithCancel(context.Background())
+			stop()
+			p.s.Shutdown(ctx)
+		},
+		"agent gone": func(p *badPeer) { p.Conn.Close() },
+		"yamux":      func(p *badPeer) { p.s.ys.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			p, blocked := stuck(t, NodeOptions{})
+			end(p)
+			wantError(t, receive(t, blocked, "end of Write"), ErrSessionClosed)
+			p.s.Wait()
+		})
+	}
+}
+
+func TestOpenAndControlAreBoundedWhileTheSocketIsStuck(t *testing.T) {
+	noLeaks(t)
+	p, blocked := stuck(t, NodeOptions{OpenTimeout: 30 * time.Millisecond})
+	_, err := p.s.Open(t.Context(), Header{})
+	wantError(t, err, ErrOpenTimeout)
+	p.s.CloseNow(nil)
+	receive(t, blocked, "end of Write")
+}
+
+func TestSilentPeerWithFullBuffersIsFound(t *testing.T) {
+	noLeaks(t)
+	p, blocked := stuck(t, NodeOptions{})
+	keep(t, p.s, KeeperOptions{Interval: 5 * time.Millisecond, Dead: 50 * time.Millisecond})
+	receive(t, p.s.Done(), "end of the session")
+	wantError(t, p.s.Err(), ErrSilent)
+	wantError(t, receive(t, blocked, "end of Write"), ErrSilent)
+}
+
+func TestIdlePeerIsKeptByItsPongs(t *testing.T) {
+	noLeaks(t)
+	p := newBadPeer(t, NodeOptions{})
+	go io.Copy(io.Discard, p)
+	p.s.l.rtt.Store(0)
+	keep(t, p.s, KeeperOptions{Interval: 2 * time.Millisecond, Dead: testTimeout})
+	for range 5 {
+		last := p.s.l.ws.LastRead()
+		eventually(t, "another pong", func() bool { return p.s.l.ws.LastRead().After(last) })
+	}
+	eventually(t, "round-trip time from a pong", func() bool { return p.s.RTT() > 0 })
+	if err := p.s.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAgentFindsASilentNode(t *testing.T) {
+	noLeaks(t)
+	n := newNode(t, NodeOptions{})
+	a := n.dial(t, DialOptions{Heartbeat: 5 * time.Millisecond, Dead: 60 * time.Millisecond})
+	s := n.session(t)
+	eventually(t, "a pong", func() bool { return a.l.pinged.Load() > 0 })
+	s.l.mu.Lock()
+	s.l.ws.SetReadDeadline(time.Unix(1, 0)) // the reader now waits for the lock, and answers no ping
+	receive(t, a.Done(), "end of the session")
+	s.l.mu.Unlock()
+	wantError(t, a.Err(), ErrSilent)
+	receive(t, a.Draining(), "end of Draining")
+}
+
+func TestWriteThatTakesTooLongEndsTheSession(t *testing.T) {
+	noLeaks(t)
+	p, blocked := stuck(t, NodeOptions{WriteTimeout: 50 * time.Millisecond})
+	wantError(t, receive(t, blocked, "end of Write"), ErrSessionClosed)
+	receive(t, p.s.Done(), "end of the session")
+}
+
+func TestEndOfTheSessionIsNotTheEndOfTheStream(t *testing.T) {
+	for name, end := range map[string]func(*badPeer){
+		"FIN of TCP":  func(p *badPeer) { p.Conn.(*net.TCPConn).CloseWrite() },
+		"Close frame": func(p *badPeer) { p.message(0x88, []byte{3, 0xe8}) },
+		"RST of TCP": func(p *badPeer) {
+			p.Conn.(*net.TCPConn).SetLinger(0)
+			p.Conn.Close()
+		},
+		"GoAway 1": func(p *badPeer) {
+			h := makeFrame(kindGoAway, 0, 0, 1)
+			p.Write(h[:])
+		},
+		"CloseNow": func(p *badPeer) { p.s.CloseNow(nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			p := newBadPeer(t, NodeOptions{})
+			st, id := p.open(t)
+			p.send(t, makeFrame(kindData, 0, id, 4), []byte("half"))
+			got := make([]byte, 8)
+			if n, err := io.ReadFull(st, got[:4]); err != nil {
+				t.Fatalf("%d bytes, %v", n, err)
+			}
+			end(p)
+			n, err := st.Read(got)
+			if n != 0 || errors.Is(err, io.EOF) || !errors.Is(err, ErrSessionClosed) {
+				t.Errorf("read %d bytes, %v", n, err)
+			}
+			if _, err = st.Write(got); !errors.Is(err, ErrSessionClosed) {
+				t.Errorf("write: %v", err)
+			}
+		})
+	}
+}
+
+func TestEndOfTheStreamOutlivesTheSession(t *testing.T) {
+	noLeaks(t)
+	p := newBadPeer(t, NodeOptions{})
+	st, id := p.open(t)
+	p.send(t, makeFrame(kindData, flagFIN, id, 5), []byte("whole"))
+	p.send(t, makeFrame(kindPing, flagSYN, 0, 1), nil)
+	p.expect(t, kindPing) // what came before is handled when the next is read
+	p.send(t, makeFrame(kindPing, flagSYN, 0, 1), nil)
+	p.expect(t, kindPing)
+	p.Conn.Close()
+	receive(t, p.s.Done(), "end of the session")
+	b, err := io.ReadAll(st)
+	if err != nil || string(b) != "whole" {
+		t.Fatalf("have %q, %v", b, err)
+	}
+}
+
+func TestResetFreesBothEndsAtOnce(t *testing.T) {
+	for _, who := range []string{"opener", "acceptor"} {
+		t.Run(who, func(t *testing.T) {
+			noLeaks(t)
+			s, a := pair(t)
+			near, far := connect(t, s, a)
+			other, otherFar := connect(t, s, a)
+			near.Write([]byte("unread"))
+			failed := make(chan error, 2)
+			for _, st := range []*Stream{near, far} {
+				go func() {
+					b := make([]byte, 10)
+					for {
+						if _, err := st.Read(b); err != nil {
+							failed <- err
+							return
+						}
+					}
+				}()
+			}
+			if who == "opener" {
+				near.Reset()
+			} else {
+				far.Reset()
+			}
+			wantError(t, receive(t, failed, "end of Read"), ErrReset)
+			wantError(t, receive(t, failed, "end of Read"), ErrReset)
+			eventually(t, "stream forgotten", func() bool {
+				return s.Streams() == 1 && a.Streams() == 1 && s.ys.NumStreams() == 2 && a.ys.NumStreams() == 2
+			})
+			_, err := near.Write([]byte("x"))
+			wantError(t, err, ErrReset)
+			exchangeOneWay(t, other, otherFar, "not affected")
+			exchangeOneWay(t, otherFar, other, "not affected")
+		})
+	}
+}
+
+func TestResetInTheMiddleOfAFrame(t *testing.T) {
+	noLeaks(t)
+	p := newBadPeer(t, NodeOptions{})
+	go func() {
+		st, err := p.s.Open(t.Context(), Header{})
+		if err == nil {
+			io.Copy(struct{ io.Writer }{st}, struct{ io.Reader }{st})
+		}
+	}()
+	syn, _ := p.expect(t, kindWindow)
+	p.send(t, makeFrame(kindWindow, flagACK, syn.stream(), 0), nil)
+	st, id := p.open(t)
+	h := makeFrame(kindData, 0, id, 100<<10)
+	p.send(t, h, make([]byte, 50<<10))
+	p.Write([]byte{0})
+	st.Reset()
+	p.Write(make([]byte, 50<<10-1))
+	p.send(t, makeFrame(kindData, 0, syn.stream(), 5), []byte("other"))
+	if _, body := p.expect(t, kindData); string(body) != "other" {
+		t.Errorf("other stream echoed %q", body)
+	}
+	eventually(t, "stream forgotten", func() bool { return p.s.Streams() == 1 && p.s.ys.NumStreams() == 1 })
+}
+
+func TestCloseDeliversWhatWasWritten(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	near, far := connect(t, s, a)
+	go func() {
+		near.Write(make([]byte, 1<<20))
+		near.Close()
+	}()
+	if n, err := io.Copy(io.Discard, far); n != 1<<20 || err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	far.Close()
+	eventually(t, "streams forgotten", func() bool { return s.Streams() == 0 && a.Streams() == 0 })
+}
+
+func TestClosedStreamIsResetWhenTheFarEndStaysOpen(t *testing.T) {
+	noLeaks(t)
+	n := newNode(t, NodeOptions{CloseWait: 20 * time.Millisecond})
+	a := n.dial(t, DialOptions{})
+	s := n.session(t)
+	near, far := connect(t, s, a)
+	near.Close()
+	if _, err := io.ReadAll(far); err != nil && !errors.Is(err, ErrReset) {
+		t.Fatal(err)
+	}
+	eventually(t, "far end reset", func() bool {
+		_, err := far.Write([]byte("more"))
+		return errors.Is(err, ErrReset)
+	})
+	eventually(t, "streams forgotten", func() bool { return s.Streams() == 0 && a.Streams() == 0 })
+}
+
+func TestStreamThatNobodyReadsSlowsNoOther(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	slow, _ := connect(t, s, a)
+	go echo(a)
+	fast, err := s.Open(timeout(t), Header{Endpoint: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	_, err = slow.Write(make([]byte, 64<<20)) // more than any window
+	if err == nil {
+		t.Fatal("everything was taken")
+	}
+	start := time.Now()
+	for range 100 {
+		exchange(t, fast, "quick")
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("100 exchanges took %v", took)
+	}
+}
+
+func TestIdleTellsWhatIsWrongWithAStream(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	near, far := connect(t, s, a)
+	if !near.Idle() {
+		t.Error("fresh stream is not idle")
+	}
+	far.Write([]byte("unasked"))
+	eventually(t, "bytes noticed", func() bool { return !near.Idle() })
+	io.ReadFull(near, make([]byte, 7))
+	if !near.Idle() {
+		t.Error("not idle after everything was read")
+	}
+	near.Shrink()
+	far.CloseWrite()
+	eventually(t, "end noticed", func() bool { return !near.Idle() })
+}
+
+func TestIdleSessionRunsNothingOfItsOwn(t *testing.T) {
+	noLeaks(t)
+	n := newNode(t, NodeOptions{})
+	const count = 50
+	before := runtime.NumGoroutine()
+	for range count {
+		dialRaw(t, n.URL, PathClassic+"/e", "").answerPing(t)
+		n.session(t)
+	}
+	eventually(t, "two goroutines a session", func() bool { return runtime.NumGoroutine() <= before+2*count })
+}
