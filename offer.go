@@ -1,0 +1,147 @@
+package piko
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/pikoproxy/piko/internal/backoff"
+	"github.com/pikoproxy/piko/internal/tunnel"
+)
+
+// listenTimeout bounds the wait for a node's answer to one listen; the node answers when the whole cluster routes.
+const listenTimeout = 30 * time.Second
+
+// reconcileLocked starts a goroutine that brings one endpoint of a link to what it should be, unless one is at it.
+func (p *pool) reconcileLocked(k *link, endpoint string) {
+	if !k.busy[endpoint] && p.wantedLocked(k, endpoint) != k.on[endpoint] {
+		k.busy[endpoint] = true
+		p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint, nil) })
+	}
+}
+
+// wantedLocked returns the listener that a link should offer for an endpoint. A link that is leaving gets nothing new.
+func (p *pool) wantedLocked(k *link, endpoint string) *Listener {
+	l := p.listeners[endpoint]
+	if k.leaving && k.on[endpoint] != l {
+		return nil
+	}
+	return l
+}
+
+// takenBack is called when a node withdraws what it had accepted. It is offered again, after the pause of a refusal.
+func (p *pool) takenBack(k *link, endpoint string, cause *tunnel.RefusedError) {
+	err := &RefusedError{Endpoint: endpoint, Code: cause.Code, Reason: cause.Reason}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := k.on[endpoint]
+	if l == nil || k.busy[endpoint] {
+		return // it is being taken out, or told anew, anyway
+	}
+	delete(k.on, endpoint)
+	l.refused = err
+	p.notifyLocked()
+	k.busy[endpoint] = true
+	p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint, err) })
+}
+
+// reconcile tells the node to listen or unlisten until it has what the pool wants. Since one goroutine at a time does so
+// for an endpoint, a listener that is closed and opened again can't overtake itself. An err is that of an attempt before.
+func (p *pool) reconcile(ctx context.Context, k *link, endpoint string, err error) {
+	var wait backoff.Backoff
+	var last string
+	for {
+		p.mu.Lock()
+		want, have := p.wantedLocked(k, endpoint), k.on[endpoint]
+		if want == have || k.ended() {
+			delete(k.busy, endpoint)
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+		if have != nil {
+			_ = k.session.Unlisten(endpoint) // fails only with the session
+			p.settle(k, endpoint, nil)
+			continue
+		}
+		if err == nil {
+			err = k.listen(ctx, want)
+		}
+		if err == nil {
+			p.settle(k, endpoint, want)
+			p.log.Info("listening", "endpoint", endpoint, "node", k.nodeID)
+			continue
+		}
+		if k.ended() {
+			continue // an end is no refusal
+		}
+		p.noteRefusal(want, err)
+		if text := err.Error(); text != last {
+			p.log.Warn("endpoint not accepted, will retry", "endpoint", endpoint, "node", k.nodeID, "err", err)
+			last = text
+		}
+		err = nil
+		timer := time.NewTimer(wait.Next())
+		select {
+		case <-timer.C:
+		case <-want.done:
+		case <-k.session.Done():
+		}
+		timer.Stop()
+	}
+}
+
+func (k *link) ended() bool {
+	select {
+	case <-k.session.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// listen offers one endpoint and waits until the node has made it routable.
+func (k *link) listen(ctx context.Context, l *Listener) error {
+	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
+	defer cancel()
+	err := k.session.Listen(ctx, tunnel.Listen{Endpoint: l.endpoint, Protocol: l.protocol, Weight: l.weight})
+	var refused *tunnel.RefusedError
+	if errors.As(err, &refused) {
+		return &RefusedError{Endpoint: l.endpoint, Code: refused.Code, Reason: refused.Reason}
+	}
+	return err
+}
+
+// settle records what the node has for an endpoint; nil means nothing.
+func (p *pool) settle(k *link, endpoint string, l *Listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l == nil {
+		delete(k.on, endpoint)
+	} else {
+		k.on[endpoint] = l
+		l.refused = nil
+	}
+	p.notifyLocked()
+}
+
+// noteRefusal tells a waiting Listen that a node said no.
+func (p *pool) noteRefusal(l *Listener, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.refused = err
+	p.notifyLocked()
+}
+
+// refusal says why an incoming stream is not taken.
+func (p *pool) refusal(l *Listener) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.draining:
+		return tunnel.CodeDraining
+	case l == nil || p.listeners[l.endpoint] != l:
+		return tunnel.CodeNotListening
+	}
+	return tunnel.CodeOverloaded
+}
