@@ -103,7 +103,7 @@ func TestFollowersConverge(t *testing.T) {
 	meet(table, "n1", "i1")
 	cursor := local.Follow()
 	defer cursor.Close()
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test that can be repeated
+	random := rand.New(rand.NewPCG(1, 2))
 	var kept []cluster.Delta
 	for range 5000 {
 		local.Add(fmt.Sprint("e", random.IntN(50)), random.IntN(7)-3)

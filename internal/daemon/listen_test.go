@@ -256,7 +256,6 @@ func TestSystemdActivation(t *testing.T) {
 	}
 	defer notify.Close()
 	// LISTEN_PID must be the process's own, which only the process itself knows: a shell sets it and becomes the test.
-	//nolint:gosec // G702: what is run is this test
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, os.Args[0],
 		"-test.run=^TestSystemdActivation$", "-test.count=1")
 	cmd.Env = append(os.Environ(), "LISTEN_FDS=2", "LISTEN_FDNAMES=proxy:prxy", "NOTIFY_SOCKET="+notify.LocalAddr().String(), activatedEnv+"=1")

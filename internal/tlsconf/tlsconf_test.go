@@ -138,7 +138,7 @@ func TestServerChoosesTheCertificateByName(t *testing.T) {
 		Cert: cert1, Key: key1, Certificates: []config.Certificate{{Cert: cert2, Key: key2}},
 	}, "h2", "http/1.1"))
 	for name, want := range map[string]string{"one.test": "one.test", "two.test": "two.test", "other.test": "one.test"} {
-		client := &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"h2"}} //nolint:gosec // looks itself
+		client := &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"h2"}}
 		state, serverErr, clientErr := handshake(t, server, client)
 		if serverErr != nil || clientErr != nil {
 			t.Fatal(serverErr, clientErr)
@@ -155,7 +155,7 @@ func TestVersionsBelowTheOldestAreRefused(t *testing.T) {
 	for text, oldest := range map[string]uint16{"": tls.VersionTLS12, "1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
 		server := must[*tls.Config](t)(tlsconf.Server("proxy.tls", config.TLS{Cert: cert, Key: key, MinVersion: text}))
 		for version := uint16(tls.VersionTLS11); version <= tls.VersionTLS13; version++ {
-			client := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: version} //nolint:gosec // on purpose
+			client := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: version}
 			if _, err, _ := handshake(t, server, client); (err == nil) != (version >= oldest) {
 				t.Errorf("min_version %q, client %s: %v", text, tls.VersionName(version), err)
 			}

@@ -84,7 +84,7 @@ func TestBytesArriveAsTheyWereSent(t *testing.T) {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				for rest := data; len(rest) > 0; {
-					k := min(len(rest), 1+rand.IntN(300<<10)) //nolint:gosec // test data
+					k := min(len(rest), 1+rand.IntN(300<<10))
 					if n, err := way.from.Write(rest[:k]); err != nil || n != k {
 						t.Errorf("write: %d, %v", n, err)
 					}
@@ -96,7 +96,7 @@ func TestBytesArriveAsTheyWereSent(t *testing.T) {
 			})
 			h := sha256.New()
 			for total := 0; ; {
-				b := make([]byte, 1+rand.IntN(30<<10)) //nolint:gosec // test data
+				b := make([]byte, 1+rand.IntN(30<<10))
 				n, err := way.to.Read(b)
 				h.Write(b[:n])
 				total += n

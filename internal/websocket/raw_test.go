@@ -172,7 +172,7 @@ func plain(first byte, payload string) []byte {
 func join(frames ...[]byte) []byte { return bytes.Join(frames, nil) }
 
 func closing(code int, reason string) string {
-	return string(binary.BigEndian.AppendUint16(nil, uint16(code))) + reason //nolint:gosec // test data
+	return string(binary.BigEndian.AppendUint16(nil, uint16(code))) + reason
 }
 
 // received is a frame as the raw peer got it.
