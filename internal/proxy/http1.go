@@ -108,8 +108,8 @@ func (x *exchange) try(s *router.Stream, again bool) attempt {
 			_ = s.Close() // does nothing when something else has ended the stream, as it should
 		}
 	}()
-	if err, nothing := x.send(s); err != nil {
-		return x.unanswered(s, err, again, nothing)
+	if n, err := x.send(s); err != nil {
+		return x.unanswered(s, err, again, n == 0)
 	}
 	if x.expect {
 		x.awaitContinue(s)
@@ -139,9 +139,9 @@ func (x *exchange) try(s *router.Stream, again bool) attempt {
 	}
 }
 
-// send writes the head, with a small body, and starts the sender of a larger one. nothing tells that not one byte has
-// left us when it failed.
-func (x *exchange) send(s *router.Stream) (err error, nothing bool) { //nolint:staticcheck // the error is not the point
+// send writes the head, with a small body, and starts the sender of a larger one. It returns how many bytes were
+// written: none when it fails is the proof that nothing was delivered.
+func (x *exchange) send(s *router.Stream) (int, error) {
 	buf := x.server.heads.Get().(*[]byte)
 	defer x.server.heads.Put(buf)
 	head := append(x.appendHead((*buf)[:0]), x.inline...)
@@ -150,7 +150,7 @@ func (x *exchange) send(s *router.Stream) (err error, nothing bool) { //nolint:s
 	}
 	n, err := s.Write(head)
 	if err != nil {
-		return err, n == 0
+		return n, err
 	}
 	switch {
 	case x.expect:
@@ -159,7 +159,7 @@ func (x *exchange) send(s *router.Stream) (err error, nothing bool) { //nolint:s
 	default:
 		x.awaitHead(s, x.settings.ResponseHeaderTimeout)
 	}
-	return nil, false
+	return n, nil
 }
 
 // awaitContinue waits for the first byte of an answer while the client waits for 100 Continue, and sends the body when

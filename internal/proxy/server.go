@@ -102,7 +102,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("proxy without a router")
 	}
 	s := &Server{
-		router: o.Router, auth: o.Auth, tls: o.TLS, access: o.Log, errorLog: o.ErrorLog, limits: o.Limits.withDefaults(),
+		router: o.Router, auth: o.Auth, tls: o.TLS, access: o.Log, errorLog: o.ErrorLog, limits: o.withDefaults(),
 		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
