@@ -89,7 +89,8 @@ func runCommand(env Env, c *Command, args []string) int {
 
 // badSettings prints every problem on a line of its own and returns the exit code.
 func badSettings(env Env, err error) int {
-	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+	text := strings.TrimSpace(err.Error())
+	for line := range strings.Lines(text) {
 		fmt.Fprintf(env.Stderr, "%s: %s\n", env.Program, clean(strings.TrimRight(line, "\n")))
 	}
 	return ExitSettings
