@@ -69,7 +69,7 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 
 // place adds to problems that were found after loading where in the files they come from.
 func (s *settings) place(err error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // errors.As would stop at the first of several
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { // errors.As would stop at the first of several
 		var placed []error
 		for _, e := range joined.Unwrap() {
 			placed = append(placed, s.place(e))

@@ -81,7 +81,7 @@ func (s *Server) announce() {
 func (s *Server) drain(ctx context.Context) {
 	log := s.o.Log.WithField("node", s.id)
 	// 1. Readiness goes off, and nothing else changes for the time that balancers need to look elsewhere.
-	s.state.Store(int32(draining))
+	s.state.Store(int32(leaving))
 	s.tell("draining")
 	log.Info("draining")
 	pause(ctx, time.Duration(s.config.DrainNotice))
@@ -93,6 +93,7 @@ func (s *Server) drain(ctx context.Context) {
 
 	// 2. Agents are told: they connect elsewhere first and leave then. New ones are sent away with 503 from now on. Streams
 	// are still opened on the sessions they have here, since requests still arrive.
+	s.state.Store(int32(draining))
 	s.sessions.drain("the node is stopping", deadline)
 
 	// 3. The proxy takes nothing new. Running requests and upgraded connections finish.
@@ -123,7 +124,7 @@ func (s *Server) summarize(ctx context.Context) error {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
 	for {
-		if !s.draining() {
+		if state(s.state.Load()) == up {
 			s.tell(fmt.Sprintf("%d endpoints, %d sessions", len(s.router.Endpoints()), s.sessions.len()))
 		}
 		select {

@@ -62,10 +62,11 @@ type state int32
 const (
 	starting state = iota
 	up
-	draining
+	leaving  // not ready any more, and otherwise as before
+	draining // takes nothing new
 )
 
-func (s state) String() string { return [...]string{"starting", "up", "draining"}[s] }
+func (s state) String() string { return [...]string{"starting", "up", "draining", "draining"}[s] }
 
 // Server is one node.
 type Server struct {
