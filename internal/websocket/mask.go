@@ -17,13 +17,17 @@ func xor(dst, src []byte, key uint32) uint32 {
 	}
 	wide := uint64(key)<<32 | uint64(key)
 	// Each word is stored before the next is loaded, and never ahead of it: that is what makes the overlap safe.
-	for len(src) >= 32 {
-		s, d := src[:32:32], dst[:32:32]
-		binary.LittleEndian.PutUint64(d[0:8], binary.LittleEndian.Uint64(s[0:8])^wide)
-		binary.LittleEndian.PutUint64(d[8:16], binary.LittleEndian.Uint64(s[8:16])^wide)
-		binary.LittleEndian.PutUint64(d[16:24], binary.LittleEndian.Uint64(s[16:24])^wide)
-		binary.LittleEndian.PutUint64(d[24:32], binary.LittleEndian.Uint64(s[24:32])^wide)
-		src, dst = src[32:], dst[32:]
+	for len(src) >= 64 {
+		s, d := src[:64:64], dst[:64:64]
+		binary.LittleEndian.PutUint64(d[0:], binary.LittleEndian.Uint64(s[0:])^wide)
+		binary.LittleEndian.PutUint64(d[8:], binary.LittleEndian.Uint64(s[8:])^wide)
+		binary.LittleEndian.PutUint64(d[16:], binary.LittleEndian.Uint64(s[16:])^wide)
+		binary.LittleEndian.PutUint64(d[24:], binary.LittleEndian.Uint64(s[24:])^wide)
+		binary.LittleEndian.PutUint64(d[32:], binary.LittleEndian.Uint64(s[32:])^wide)
+		binary.LittleEndian.PutUint64(d[40:], binary.LittleEndian.Uint64(s[40:])^wide)
+		binary.LittleEndian.PutUint64(d[48:], binary.LittleEndian.Uint64(s[48:])^wide)
+		binary.LittleEndian.PutUint64(d[56:], binary.LittleEndian.Uint64(s[56:])^wide)
+		src, dst = src[64:], dst[64:]
 	}
 	for len(src) >= 8 {
 		binary.LittleEndian.PutUint64(dst[:8], binary.LittleEndian.Uint64(src[:8])^wide)

@@ -15,7 +15,12 @@ import (
 const bufferData = 64 << 10
 
 // buffer is what reads and writes borrow for the time of one burst.
-type buffer [HeaderRoom + bufferData]byte
+type buffer struct {
+	bytes [HeaderRoom + bufferData]byte
+
+	parts  [2][]byte   // of a message that is written from two places
+	vector net.Buffers // over parts
+}
 
 // buffers is a cache shared by all connections, so that idle ones hold nothing.
 var buffers = sync.Pool{New: func() any { return new(buffer) }}
@@ -53,8 +58,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 			if c.buf == nil {
 				c.buf = buffers.Get().(*buffer)
 			}
-			n, err = c.receive(c.buf[:])
-			c.rest = c.buf[:n]
+			n, err = c.receive(c.buf.bytes[:])
+			c.rest = c.buf.bytes[:n]
 		} else {
 			c.release()
 			if n, err = c.receive(p); n > 0 {

@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// vectorFrom is the length from which it pays to have the kernel collect a message from two places instead of copying.
+const vectorFrom = 32 << 10
+
 // errWriteClosed is what writes return after CloseWrite.
 var errWriteClosed = fmt.Errorf("websocket write after close: %w", io.ErrClosedPipe)
 
@@ -31,17 +34,36 @@ func (c *Conn) Write(p []byte) (int, error) {
 	defer c.unlock()
 	sent := 0
 	for sent < len(p) {
-		k := min(len(p)-sent, bufferData, c.maxMessage)
-		frame := c.frame(buf[:HeaderRoom+k], p[sent:sent+k])
-		if err := c.sendLocked(frame); err != nil {
+		n, err := c.writeSome(p[sent:], buf)
+		if err != nil {
 			return sent, err
 		}
-		sent += k
-		if c.queued.Load() && sent < len(p) {
+		if sent += n; sent < len(p) && c.queued.Load() {
 			c.sendControlsLocked()
 		}
 	}
 	return sent, nil
+}
+
+// writeSome sends a message with the beginning of p, by means of buf, and returns how much that is. The caller holds
+// wmu.
+func (c *Conn) writeSome(p []byte, buf *buffer) (int, error) {
+	tcp, ok := c.conn.(*net.TCPConn)
+	if !ok || c.client || len(p) < vectorFrom {
+		p = p[:min(len(p), bufferData, c.maxMessage)]
+		return len(p), c.sendLocked(c.frame(buf.bytes[:HeaderRoom+len(p)], p))
+	}
+	// Nothing is masked and nothing encrypted, so that the kernel can take the data from where it is.
+	p = p[:min(len(p), c.maxMessage)]
+	at := putHeader(buf.bytes[:HeaderRoom], opBinary, len(p), false, 0)
+	buf.parts = [2][]byte{buf.bytes[at:HeaderRoom], p}
+	buf.vector = buf.parts[:]
+	defer func() { buf.parts, buf.vector = [2][]byte{}, nil }()
+	if end := c.wend.Load(); end != nil {
+		return 0, end.err
+	}
+	_, err := buf.vector.WriteTo(tcp)
+	return len(p), c.wrote(err)
 }
 
 // WriteReserved sends p[HeaderRoom:] as one message with one write to the socket. It overwrites p[:HeaderRoom], and on
@@ -57,13 +79,12 @@ func (c *Conn) WriteReserved(p []byte) error {
 	return c.sendLocked(frame)
 }
 
-// frame makes a binary message of data in room, whose first HeaderRoom bytes are for the header, and returns it.
+// frame makes a binary message of data in room, whose first HeaderRoom bytes are for the header, and returns it. The
+// data may be in its place already.
 func (c *Conn) frame(room, data []byte) []byte {
 	key := c.maskKey()
-	at := putHeader(room, opBinary, len(data), c.client, key)
-	if key != 0 || &room[HeaderRoom] != &data[0] {
-		xor(room[HeaderRoom:], data, key)
-	}
+	at := putHeader(room[:HeaderRoom], opBinary, len(data), c.client, key)
+	xor(room[HeaderRoom:], data, key)
 	return room[at:]
 }
 
@@ -72,11 +93,16 @@ func (c *Conn) sendLocked(frames []byte) error {
 	if end := c.wend.Load(); end != nil {
 		return end.err
 	}
-	if _, err := c.conn.Write(frames); err != nil {
+	_, err := c.conn.Write(frames)
+	return c.wrote(err)
+}
+
+// wrote ends writing if err says that a write to the socket went wrong: a frame may have been cut.
+func (c *Conn) wrote(err error) error {
+	if err != nil {
 		c.wend.CompareAndSwap(nil, &failure{err, false})
-		return err
 	}
-	return nil
+	return err
 }
 
 // unlock releases wmu, and sends what control frames were queued in the meantime: who queues one does not wait for wmu,
