@@ -21,7 +21,7 @@ type guard struct {
 	flows       map[uint32]*flow
 	nflows      int // without the control stream
 	opening     int // admitted, but yamux has not sent SYN
-	lastLocal   uint32
+	lastLocal   uint32 // the highest
 	lastPeer    uint32
 	unsettled   int     // streams acknowledged by frames that yamux may not have handled yet
 	finished    []*flow // likewise
@@ -169,10 +169,11 @@ func (l *link) openedLocked(h frame) *AbuseError {
 	if l.mine(id) || !allowed {
 		return &AbuseError{AbuseStream, fmt.Sprintf("stream %d opened", id)}
 	}
-	if id <= l.lastPeer || h.flags()&(flagACK|flagRST) != 0 {
+	// Streams opened at the same time may come in any order.
+	if l.flows[id] != nil || h.flags()&(flagACK|flagRST) != 0 {
 		return protocolAbuse(h)
 	}
-	l.lastPeer = id
+	l.lastPeer = max(l.lastPeer, id)
 	l.addLocked(&flow{id: id, recv: initialWindow, send: initialWindow})
 	return nil
 }
@@ -224,7 +225,7 @@ func (l *link) outboundLocked(h frame) bool {
 	}
 	flags, id, length := h.flags(), h.stream(), int64(h.length())
 	if flags&flagSYN != 0 {
-		l.lastLocal = id
+		l.lastLocal = max(l.lastLocal, id)
 		f := &flow{id: id, local: true, recv: initialWindow, send: initialWindow}
 		l.addLocked(f)
 		if !f.control {

@@ -319,3 +319,53 @@ func (h *recorder) want(t *testing.T, event string) {
 		t.Fatalf("heard %q, want %q", got, event)
 	}
 }
+
+func TestStreamsOpenedAtTheSameTimeDoNotMix(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	go echo(a)
+	failed := make(chan error, 16)
+	for w := range cap(failed) {
+		go func() {
+			failed <- func() error {
+				for i := range 30 {
+					st, err := s.Open(t.Context(), Header{Endpoint: "e"})
+					if err != nil {
+						return err
+					}
+					want := bytes.Repeat([]byte{byte(w), byte(i)}, 1+i*i*100)
+					go func() {
+						st.Write(want)
+						if i%3 != 0 {
+							st.CloseWrite()
+						}
+					}()
+					have := make([]byte, len(want))
+					if i%7 == 6 {
+						have = have[:len(have)/2] // and give up in the middle
+					}
+					if _, err := io.ReadFull(st, have); err != nil || !bytes.Equal(have, want[:len(have)]) {
+						return errors.Join(errors.New("bytes differ"), err)
+					}
+					if i%7 == 6 || i%5 == 4 {
+						st.Reset()
+					} else {
+						st.Close()
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for range cap(failed) {
+		if err := receive(t, failed, "end of a worker"); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "streams forgotten", func() bool {
+		return s.Streams() == 0 && a.Streams() == 0 && s.ys.NumStreams() == 1 && a.ys.NumStreams() == 1 && len(s.l.syn) == 0
+	})
+	if s.Err() != nil || a.Err() != nil {
+		t.Errorf("sessions ended: %v, %v", s.Err(), a.Err())
+	}
+}
