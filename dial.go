@@ -69,7 +69,7 @@ func (c *Client) dial(ctx context.Context, name string) (*Conn, error) {
 		Proxy:  c.Proxy,
 	})
 	if err != nil {
-		return nil, statusError(err)
+		return nil, handshakeError(u.Redacted(), err)
 	}
 	return &Conn{stream: ws, local: ws.LocalAddr(), remote: addr(name), protocol: tunnel.ProtocolTCP}, nil
 }

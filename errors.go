@@ -89,8 +89,9 @@ func (e *RefusedError) temporary() bool {
 	return e.Code == tunnel.CodeDraining || e.Code == tunnel.CodeOverloaded
 }
 
-// statusError turns a handshake that was answered, but not with 101, into the exported form; other errors stay.
-func statusError(err error) error {
+// handshakeError turns a handshake with url that was answered, but not with 101, into the exported form. Other errors name
+// the url themselves.
+func handshakeError(url string, err error) error {
 	var ws *websocket.StatusError
 	if !errors.As(err, &ws) {
 		return err
@@ -98,7 +99,7 @@ func statusError(err error) error {
 	e := &StatusError{Status: ws.Status, Code: ws.Header.Get("Piko-Error"), Message: message(ws.Body)}
 	// Without a code of ours the 502 may come from a balancer that reached no node, which says nothing of the endpoint.
 	e.noUpstream = e.Status == http.StatusBadGateway && (e.Code != "" || e.Message == "no available upstreams")
-	return e
+	return fmt.Errorf("connect to %s: %w", url, e)
 }
 
 // maxMessage bounds, in bytes, what an error repeats of somebody else's answer.

@@ -56,7 +56,7 @@ func (p *pool) connect(ctx context.Context) (*link, error) {
 		OnRefused: func(endpoint string, err *tunnel.RefusedError) { p.takenBack(k, endpoint, err) },
 	})
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", redacted(p.url), statusError(err))
+		return nil, handshakeError(redacted(p.url), err)
 	}
 	k.nodeID, k.since = k.session.NodeID(), time.Now()
 	if err := p.claim(k); err != nil {
@@ -111,6 +111,9 @@ func (p *pool) leave(ctx context.Context, k *link) bool {
 		return false
 	}
 	notice := k.session.DrainNotice()
+	if notice == (tunnel.Drain{}) && k.endsWithin(time.Second) {
+		return false // a session that breaks takes nothing new an instant before it has ended
+	}
 	p.log.Info("node takes nothing new, connecting elsewhere", "node", k.nodeID, "reason", notice.Reason)
 	p.vacate(k, false)
 	p.mu.Lock()
@@ -119,6 +122,24 @@ func (p *pool) leave(ctx context.Context, k *link) bool {
 	spread := backoff.Backoff{Min: max(time.Millisecond, min(retireSpread, time.Until(notice.Deadline)/10))}
 	p.pause(ctx, spread.Next(), nil)
 	return true
+}
+
+func (k *link) ended() bool { return k.endsWithin(0) }
+
+func (k *link) endsWithin(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-k.session.Done():
+		return true
+	default:
+	}
+	select {
+	case <-k.session.Done():
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // accept brings what arrives on the session to the listeners.

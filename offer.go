@@ -91,15 +91,6 @@ func (p *pool) reconcile(ctx context.Context, k *link, endpoint string, err erro
 	}
 }
 
-func (k *link) ended() bool {
-	select {
-	case <-k.session.Done():
-		return true
-	default:
-		return false
-	}
-}
-
 // listen offers one endpoint and waits until the node has made it routable.
 func (k *link) listen(ctx context.Context, l *Listener) error {
 	ctx, cancel := context.WithTimeout(ctx, listenTimeout)

@@ -41,6 +41,7 @@ var layers = map[string]room{
 	"internal/tlsconf":           {2, []string{"internal/config"}},
 	"internal/pikotest/fakenode": {2, []string{"internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/router":            {3, []string{"internal/backoff", "internal/endpoint", "internal/tunnel"}},
+	"internal/console":           {4, []string{"internal/admin", "internal/auth", "internal/config", "internal/fault", "internal/tlsconf"}},
 	"internal/daemon":            {4, []string{"internal/config"}},
 	"internal/proxy": {4, []string{
 		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/relay", "internal/router",

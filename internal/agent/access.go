@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"bufio"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko"
+	"github.com/pikoproxy/piko/internal/relay"
+)
+
+// recorder notes what a handler answers.
+type recorder struct {
+	http.ResponseWriter
+	start  time.Time
+	status int
+	bytes  int64
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 && (status >= http.StatusOK || status == http.StatusSwitchingProtocols) {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(b)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach what is beneath.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// Hijack hands over the stream of an upgraded request.
+func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(r.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	r.status = http.StatusSwitchingProtocols
+	return &upgraded{Conn: conn}, rw, nil
+}
+
+// upgraded is the stream of an upgraded request. ReverseProxy closes it in the same way whether the service has ended or
+// broken; only the first may look like an end to the client.
+type upgraded struct {
+	net.Conn
+	ended bool // by the goroutine that copies towards the client, before the one that closes is woken
+}
+
+// CloseWrite passes on that the service has ended its direction.
+func (u *upgraded) CloseWrite() error {
+	u.ended = true
+	if half, ok := u.Conn.(relay.CloseWriter); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// Close closes the stream if the service had ended, and resets it otherwise.
+func (u *upgraded) Close() error {
+	if !u.ended {
+		relay.Abort(u.Conn)
+		return nil
+	}
+	return u.Conn.Close()
+}
+
+// logRequest counts a request and, if wanted, writes its line of the access log.
+func (l *listener) logRequest(rec *recorder, r *http.Request) {
+	l.metrics.request(rec.status)
+	if !l.settings.AccessLog {
+		return
+	}
+	l.log.WithFields(logrus.Fields{
+		"client":   clientOf(r),
+		"method":   r.Method,
+		"host":     r.Host,
+		"path":     r.URL.EscapedPath(),
+		"proto":    r.Proto,
+		"status":   rec.status, // 0: broken off before there was an answer
+		"bytes":    rec.bytes,
+		"duration": time.Since(rec.start).String(),
+	}).Info("request")
+}
+
+// clientOf returns the client's address as the node passed it on.
+func clientOf(r *http.Request) string {
+	list := r.Header["X-Forwarded-For"]
+	if len(list) == 0 {
+		return r.RemoteAddr
+	}
+	last := list[len(list)-1]
+	return strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
+}
+
+// logStream writes the line of the access log for a spliced stream, if wanted. A broken stream is worth a line at debug
+// in any case.
+func (l *listener) logStream(in *piko.Incoming, start time.Time, counts relay.Counts, err error) {
+	if !l.settings.AccessLog && (err == nil || !l.debug()) {
+		return
+	}
+	entry := l.log.WithFields(logrus.Fields{
+		"client":         in.RemoteAddr().String(),
+		"received_bytes": counts.AToB,
+		"sent_bytes":     counts.BToA,
+		"duration":       time.Since(start).String(),
+	})
+	if err != nil {
+		entry = entry.WithField("err", err)
+	}
+	if l.settings.AccessLog {
+		entry.Info("connection")
+		return
+	}
+	entry.Debug("connection broken")
+}
