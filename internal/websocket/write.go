@@ -28,10 +28,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	buf := buffers.Get().(*buffer)
-	defer buffers.Put(buf)
 	c.wmu.Lock()
 	defer c.unlock()
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
 	sent := 0
 	for sent < len(p) {
 		n, err := c.writeSome(p[sent:], buf)
@@ -265,14 +265,13 @@ func (c *Conn) beginClose() bool {
 // abort makes the kernel send a reset and closes all layers.
 func (c *Conn) abort() error {
 	tcp := c.TCPConn()
+	if tcp != nil {
+		_ = tcp.SetLinger(0) // fails only on a closed socket
+	}
 	if tcp == nil || tcp == c.conn {
-		if tcp != nil {
-			_ = tcp.SetLinger(0) // fails only on a closed socket
-		}
 		return c.conn.Close()
 	}
-	_ = tcp.SetLinger(0)
-	err := tcp.Close()
-	_ = c.conn.Close() // the outer layers have nothing to say any more, but may keep accounts
+	err := tcp.Close() // before the outer layers can say a friendly goodbye
+	_ = c.conn.Close() // they may keep accounts
 	return err
 }
