@@ -59,13 +59,11 @@ func everywhere(host string) bool {
 	return host == "" || err == nil && addr.IsUnspecified()
 }
 
-// guarded reports a listener that strangers can reach and that asks nobody who they are.
-func (l *loader) guarded(section string, listen Address, t TLS, a Auth, open bool) {
-	if listen == "" || listen.Local() || l.bad(section) {
-		return
-	}
+// guarded reports a listener that strangers can reach and that asks nobody who they are. Tokens says whether it asks for
+// tokens, open whether it need not ask.
+func (l *loader) guarded(section string, listen Address, t TLS, tokens, open bool) {
 	// A client CA without a certificate is a problem of its own.
-	if a.Enabled() || t.ClientCA != "" {
+	if listen == "" || listen.Local() || tokens || t.ClientCA != "" || l.bad(section) {
 		return
 	}
 	if open {
@@ -154,7 +152,7 @@ func (l *loader) checkAuth(section string, a Auth) {
 func (l *loader) checkAdmin(a Admin) {
 	l.checkTLS("admin.tls", a.TLS)
 	l.checkAuth("admin.auth", a.Auth)
-	l.guarded("admin", a.Listen, a.TLS, a.Auth, a.AllowUnauthenticated)
+	l.guarded("admin", a.Listen, a.TLS, a.Auth.Enabled(), a.AllowUnauthenticated)
 }
 
 // checkConnect checks where an agent or a forwarder connects to.

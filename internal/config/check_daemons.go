@@ -19,7 +19,9 @@ func (l *loader) checkPikod(p *Pikod) {
 	l.checkDomains(p.Proxy.Domains)
 	l.checkTLS("upstream.tls", p.Upstream.TLS)
 	l.checkAuth("upstream.auth", p.Upstream.Auth)
-	l.guarded("upstream", p.Upstream.Listen, p.Upstream.TLS, p.Upstream.Auth, p.Upstream.AllowUnauthenticated)
+	// Where there are tenants, an agent that names none is asked for a token of the listener's own, or refused.
+	tokens := p.Upstream.Auth.Enabled() || len(p.Upstream.Tenants) > 0
+	l.guarded("upstream", p.Upstream.Listen, p.Upstream.TLS, tokens, p.Upstream.AllowUnauthenticated)
 	for i, t := range p.Upstream.Tenants {
 		key := fmt.Sprintf("upstream.tenants[%d]", i)
 		l.checkName(key+".id", t.ID)

@@ -66,13 +66,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// access says who may read a file that this process may not; "" if that is not the matter.
-func access(name string) string {
-	f, err := os.Open(name)
-	if err == nil {
-		_ = f.Close() // nothing was read or written
-		return ""
-	}
+// access says who may read a file when err is that this process may not; else "".
+func access(name string, err error) string {
 	info, statErr := os.Stat(name)
 	if !errors.Is(err, fs.ErrPermission) || statErr != nil {
 		return ""
@@ -121,7 +116,7 @@ func (l *loader) namedFile(v reflect.Value, f reflect.StructField, key string) {
 	}
 	data, err := readFile(path, limit)
 	if err != nil {
-		l.blame(Problem{Key: key, Want: "a readable file", Have: quote(path) + ": " + reason(err), Hint: access(path)})
+		l.blame(Problem{Key: key, Want: "a readable file", Have: quote(path) + ": " + reason(err), Hint: access(path, err)})
 		return
 	}
 	if l.source.sums == nil {

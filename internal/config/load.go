@@ -11,13 +11,17 @@ import (
 )
 
 // LoadPikod returns the settings of pikod from the file and the files beside it, changed by over. An empty file name
-// means no files. The error is a [*Problems] with everything that is wrong.
+// means no files. The error is a [*Problems] with everything that is wrong; what is returned beside it has a [Source] and
+// no settings.
 func LoadPikod(file string, over ...Override) (Pikod, error) {
 	p := DefaultPikod()
 	l := newLoader(&p, os.LookupEnv)
 	l.load(file, over, func() { l.checkPikod(&p) })
+	if err := l.err(); err != nil {
+		return Pikod{Source: Source{&l.source}}, err
+	}
 	p.Source = Source{&l.source}
-	return p, l.err()
+	return p, nil
 }
 
 // LoadAgent returns the settings of piko-agent, as [LoadPikod] does for pikod.
@@ -25,8 +29,11 @@ func LoadAgent(file string, over ...Override) (Agent, error) {
 	a := DefaultAgent()
 	l := newLoader(&a, os.LookupEnv)
 	l.load(file, over, func() { l.checkAgent(&a) })
+	if err := l.err(); err != nil {
+		return Agent{Source: Source{&l.source}}, err
+	}
 	a.Source = Source{&l.source}
-	return a, l.err()
+	return a, nil
 }
 
 // LoadForward returns the settings of piko-forward, as [LoadPikod] does for pikod.
@@ -34,8 +41,11 @@ func LoadForward(file string, over ...Override) (Forward, error) {
 	f := DefaultForward()
 	l := newLoader(&f, os.LookupEnv)
 	l.load(file, over, func() { l.checkForward(&f) })
+	if err := l.err(); err != nil {
+		return Forward{Source: Source{&l.source}}, err
+	}
 	f.Source = Source{&l.source}
-	return f, l.err()
+	return f, nil
 }
 
 // Override is a setting that the command line gives. It beats every file. Variables in it are left to the shell.
@@ -145,7 +155,7 @@ func (l *loader) files(file string) {
 	l.depends(dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !os.IsNotExist(err) {
-		l.problems = append(l.problems, Problem{File: dir, Want: "a readable directory", Have: reason(err), Hint: access(dir)})
+		l.problems = append(l.problems, Problem{File: dir, Want: "a readable directory", Have: reason(err), Hint: access(dir, err)})
 	}
 	for _, e := range entries {
 		// Hidden files belong to editors and to those who replace a whole directory at once.
@@ -161,7 +171,7 @@ func (l *loader) file(name string) {
 	data, err := readFile(name, maxFile)
 	if err != nil {
 		l.partial = true
-		l.problems = append(l.problems, Problem{File: name, Want: "a readable file", Have: reason(err), Hint: access(name)})
+		l.problems = append(l.problems, Problem{File: name, Want: "a readable file", Have: reason(err), Hint: access(name, err)})
 		return
 	}
 	l.text(name, string(data))
