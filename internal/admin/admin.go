@@ -1,5 +1,6 @@
-// Package admin serves what operators, probes and scrapers ask of a process: health, readiness, metrics, status, a reload
-// on demand, and profiles when they are switched on. It knows nothing of what it shows: the assembly hands in functions.
+// Package admin serves what operators, probes and scrapers ask of a process: health, readiness, metrics, status, a
+// reload on demand, and profiles when they are switched on. It knows nothing of what it shows: the assembly hands in
+// functions.
 //
 //	GET  /health             200 while the process works                      open to everybody
 //	GET  /ready              200 when it takes traffic, else 503 and why      open to everybody
@@ -8,9 +9,9 @@
 //	POST /reload             200 when the settings were reloaded, else 422 and why; absent without [Options.Reload]
 //	GET  /debug/pprof/…      Go profiles; absent unless switched on, and never the command line
 //
-// Two things protect a listener without tokens from web pages that an operator has open in a browser. A request must name
-// a host that a stranger's DNS can't point here (see [hostAllowed]), and one that changes something must not come from
-// another origin. No answer carries a CORS header.
+// Two things protect a listener without tokens from web pages that an operator has open in a browser. A request must
+// name a host that a stranger's DNS can't point here (see [hostAllowed]), and one that changes something must not come
+// from another origin. No answer carries a CORS header.
 //
 // The handler may be used by many goroutines, and so must be the functions handed in.
 package admin
@@ -43,8 +44,8 @@ const (
 // ErrNotFound makes a status function's request end with 404.
 var ErrNotFound = errors.New("not found")
 
-// StatusFunc answers one status request with something that encodes as JSON. What it returns must be sorted, so that two
-// answers can be compared. Path values of its pattern are in the request.
+// StatusFunc answers one status request with something that encodes as JSON. What it returns must be sorted, so that
+// two answers can be compared. Path values of its pattern are in the request.
 type StatusFunc func(r *http.Request) (any, error)
 
 // Options are what [New] needs.
@@ -84,7 +85,8 @@ func New(o Options) http.Handler {
 		inner.HandleFunc("POST /reload", a.reload)
 	}
 	if o.Config.Pprof {
-		// Index also serves the named profiles, such as /debug/pprof/heap. The command line is none of them and left out.
+		// Index also serves the named profiles, such as /debug/pprof/heap. The command line is none of them and left
+		// out.
 		inner.HandleFunc("GET /debug/pprof/", pprof.Index)
 		inner.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		inner.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// budget is a token bucket that ties the number of retries to the number of requests, so that retries can't multiply the
-// load of a system that is failing already. Counted in thousandths.
+// budget is a token bucket that ties the number of retries to the number of requests, so that retries can't multiply
+// the load of a system that is failing already. Counted in thousandths.
 type budget struct {
 	tokens atomic.Int64
 	gain   atomic.Int64 // per request

@@ -44,11 +44,12 @@ type Request struct {
 	Tried     []*Upstream   // not these: asked for the same request before
 }
 
-// Open returns a stream to an upstream of the endpoint. It prefers an idle stream for HTTP. Upstreams that refuse before a
-// byte was sent are replaced silently, each candidate being asked once, until ctx ends. When the endpoint was here moments
-// ago or this node has just started, Open first waits for it, no longer than the endpoint_wait setting.
+// Open returns a stream to an upstream of the endpoint. It prefers an idle stream for HTTP. Upstreams that refuse
+// before a byte was sent are replaced silently, each candidate being asked once, until ctx ends. When the endpoint was
+// here moments ago or this node has just started, Open first waits for it, no longer than the endpoint_wait setting.
 //
-// The errors are [ErrNoUpstream], [ErrProtocol], [*UnreachableError], [ErrTimeout], and that of ctx when it was cancelled.
+// The errors are [ErrNoUpstream], [ErrProtocol], [*UnreachableError], [ErrTimeout], and that of ctx when it was
+// cancelled.
 func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 	settings := r.settings.Load()
 	if len(req.Tried) == 0 {
@@ -164,8 +165,8 @@ func (r *Router) refused(ctx context.Context, u *Upstream, probe bool, err error
 	}
 }
 
-// moving reports whether waiting for the endpoint is worth while: no upstream is left to be asked, those that were asked
-// went away rather than failed, and the endpoint was here moments ago or nobody has had the time to come.
+// moving reports whether waiting for the endpoint is worth while: no upstream is left to be asked, those that were
+// asked went away rather than failed, and the endpoint was here moments ago or nobody has had the time to come.
 func (r *Router) moving(key Key, c *chooser) bool {
 	if c.failed {
 		return false

@@ -16,7 +16,8 @@ type pooled struct {
 	since    time.Duration
 }
 
-// State is what a protocol keeps with a stream between two exchanges, such as an HTTP/2 connection. See [Stream.Attach].
+// State is what a protocol keeps with a stream between two exchanges, such as an HTTP/2 connection. See
+// [Stream.Attach].
 type State interface {
 	Usable() bool // asked before the stream is used again
 	Close() error // called when the stream is dropped, before the stream is closed
@@ -71,8 +72,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// pool keeps the idle streams of an upstream that speak one protocol. The stream used last is used next, so that a quiet
-// hour needs few streams and the others grow old.
+// pool keeps the idle streams of an upstream that speak one protocol. The stream used last is used next, so that a
+// quiet hour needs few streams and the others grow old.
 type pool struct {
 	mu     sync.Mutex
 	idle   []*pooled // oldest first

@@ -127,8 +127,8 @@ func (r *Router) Apply(s Settings) {
 	r.settings.Store(&s)
 }
 
-// Run closes idle streams that nobody wants any more and forgets endpoints that left, until ctx ends; it then closes all
-// idle streams and returns.
+// Run closes idle streams that nobody wants any more and forgets endpoints that left, until ctx ends; it then closes
+// all idle streams and returns.
 func (r *Router) Run(ctx context.Context) error {
 	sweep := time.NewTicker(sweepInterval)
 	defer sweep.Stop()

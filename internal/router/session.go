@@ -14,8 +14,8 @@ type Conn interface {
 	Reset() error      // abort: the far side must not take this for a clean end
 }
 
-// Session is what a router opens streams on. Use [Tunnel] to make one of a tunnel session. A Session is compared with ==,
-// so it must be a pointer or a struct around one.
+// Session is what a router opens streams on. Use [Tunnel] to make one of a tunnel session. A Session is compared with
+// ==, so it must be a pointer or a struct around one.
 type Session interface {
 	// Open returns a stream that the far side has accepted. A [*tunnel.RefusedError] proves that no byte was delivered.
 	Open(ctx context.Context, h tunnel.Header) (Conn, error)

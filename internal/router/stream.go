@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Stream is one exchange with an upstream: a [net.Conn] with a half-close, an abort, and a way back to the pool. It ends
-// by exactly one of Release, Close and Reset; whichever comes first counts and the others then do nothing, so that
+// Stream is one exchange with an upstream: a [net.Conn] with a half-close, an abort, and a way back to the pool. It
+// ends by exactly one of Release, Close and Reset; whichever comes first counts and the others then do nothing, so that
 // deferring Close is right. Read and Write may be called from different goroutines, and Close and Reset from any.
 type Stream struct {
 	pooled *pooled
@@ -29,12 +29,12 @@ var _ net.Conn = (*Stream)(nil)
 // Upstream tells whom the stream leads to.
 func (s *Stream) Upstream() *Upstream { return s.pooled.upstream }
 
-// Reused reports whether the stream has carried an exchange before. The service may have closed it meanwhile, so a reused
-// stream that ends before the first byte of an answer says nothing about the health of the upstream.
+// Reused reports whether the stream has carried an exchange before. The service may have closed it meanwhile, so a
+// reused stream that ends before the first byte of an answer says nothing about the health of the upstream.
 func (s *Stream) Reused() bool { return s.reused }
 
-// Reader returns the stream's buffered reader, made at the first call. Use it for all reading or for none. It must not be
-// used after the stream has ended.
+// Reader returns the stream's buffered reader, made at the first call. Use it for all reading or for none. It must not
+// be used after the stream has ended.
 func (s *Stream) Reader() *bufio.Reader {
 	if s.reader == nil {
 		s.reader = s.router().readers.Get().(*bufio.Reader)
@@ -43,8 +43,8 @@ func (s *Stream) Reader() *bufio.Reader {
 	return s.reader
 }
 
-// Conn is the connection below, which lives as long as the stream is kept. A protocol that keeps state between exchanges
-// reads and writes here, and calls Attach.
+// Conn is the connection below, which lives as long as the stream is kept. A protocol that keeps state between
+// exchanges reads and writes here, and calls Attach.
 func (s *Stream) Conn() Conn { return s.pooled.Conn }
 
 // Attach keeps a value with the stream over all further exchanges. The router asks it whether the stream is usable
@@ -119,8 +119,8 @@ func (s *Stream) Failed(err error) {
 	s.Upstream().fault(s.probe)
 }
 
-// Release ends an exchange that both sides have finished cleanly: the request was written to its end, the answer read to
-// its end, and nobody is reading or writing any more. An HTTP stream goes back to the pool, any other is closed.
+// Release ends an exchange that both sides have finished cleanly: the request was written to its end, the answer read
+// to its end, and nobody is reading or writing any more. An HTTP stream goes back to the pool, any other is closed.
 func (s *Stream) Release() {
 	if !s.end(true) {
 		return

@@ -167,21 +167,37 @@ func (u *Upstream) retire() {
 	}
 }
 
+// Size returns how many endpoints have an upstream on this node, and how many upstreams that are.
+func (r *Router) Size() (endpoints, upstreams int) {
+	r.each(func(_ Key, snap *snapshot) {
+		if n := snap.alive(); n > 0 {
+			endpoints++
+			upstreams += n
+		}
+	})
+	return endpoints, upstreams
+}
+
 // Endpoints returns the number of upstreams on this node for each endpoint that has any.
 func (r *Router) Endpoints() map[Key]int {
 	out := make(map[Key]int)
 	r.each(func(key Key, snap *snapshot) {
-		n := 0
-		for _, u := range snap.all[:snap.local] {
-			if !u.gone() {
-				n++
-			}
-		}
-		if n > 0 {
+		if n := snap.alive(); n > 0 {
 			out[key] = n
 		}
 	})
 	return out
+}
+
+// alive counts the upstreams on this node that take something new.
+func (s *snapshot) alive() int {
+	n := 0
+	for _, u := range s.all[:s.local] {
+		if !u.gone() {
+			n++
+		}
+	}
+	return n
 }
 
 // each calls f for every endpoint with at least one upstream. f runs without a lock.
@@ -262,7 +278,8 @@ func newSnapshot(all []*Upstream) *snapshot {
 
 func weightOf(w int) int64 { return int64(min(max(w, 1), maxWeight)) }
 
-// poolOf says which pool of an upstream keeps idle streams of a protocol; -1 for none: raw TCP streams serve one client.
+// poolOf says which pool of an upstream keeps idle streams of a protocol; -1 for none: raw TCP streams serve one
+// client.
 func poolOf(protocol string) int {
 	switch protocol {
 	case tunnel.ProtocolHTTP:

@@ -57,6 +57,9 @@ func TestRemovingASessionTakesAllItsEndpoints(t *testing.T) {
 	if got, want := r.Endpoints(), (map[string]int{"e7": 1}); !maps.Equal(got, want) {
 		t.Errorf("endpoints = %v, want %v", got, want)
 	}
+	if endpoints, upstreams := r.Size(); endpoints != 1 || upstreams != 1 {
+		t.Errorf("size = %d, %d; want 1, 1", endpoints, upstreams)
+	}
 	if got := sessionOf(t, r, tcpRequest("e7")); got != "b" {
 		t.Errorf("the request went to %s", got)
 	}

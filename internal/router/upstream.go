@@ -9,8 +9,8 @@ import (
 
 // UpstreamOptions describe what a session offers for one endpoint.
 type UpstreamOptions struct {
-	Weight   int    // share of the traffic compared with the other upstreams; below 1 means 1. For a peer: its upstreams
-	Protocol string // of the listener: tunnel.ProtocolHTTP or ProtocolTCP; "" when unknown (classic): HTTP/1.1 or raw bytes
+	Weight   int    // share of the traffic compared with other upstreams; below 1 means 1. For a peer: that of its sessions
+	Protocol string // of the listener: tunnel.ProtocolHTTP or ProtocolTCP; "" when unknown, as for classic agents
 	Remote   bool   // leads to another node
 }
 
@@ -104,7 +104,8 @@ func (u *Upstream) attempt(now time.Duration, lastResort bool) (probe, ok bool) 
 	case int64(now) < until:
 		return false, false
 	}
-	// Whoever moves the end of the ejection on is the probe; if it ends without a verdict, the next one comes a period later.
+	// Whoever moves the end of the ejection on is the probe; if it ends without a verdict, the next one comes a period
+	// later.
 	next := int64(now + ejectPeriod(u.ejected.Load()))
 	return true, u.until.CompareAndSwap(until, next)
 }

@@ -32,8 +32,9 @@ type node struct {
 }
 
 func (n *node) flags(fs *flag.FlagSet) {
-	fs.StringVar(&n.url, "admin", "", "`URL` of the node's admin listener, such as http://127.0.0.1:8002 or unix:/path; "+
-		"without it the one in the settings of this host")
+	fs.StringVar(&n.url, "admin", "",
+		"`URL` of the node's admin listener, such as http://127.0.0.1:8002 or unix:/path; "+
+			"without it the one in the settings of this host")
 	fs.StringVar(&n.tokenFile, "token-file", "", "`FILE` with the token to present")
 }
 
@@ -121,8 +122,9 @@ func (n *node) target(env daemon.Env) (string, *http.Client, error) {
 	}
 	transport := &http.Transport{}
 	client := &http.Client{
-		Transport:     transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // would take the token along
+		Transport: transport,
+		// A redirect would take the token along.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	if path, ok := strings.CutPrefix(base, "unix:"); ok {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {

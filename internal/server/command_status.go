@@ -122,13 +122,18 @@ func printable(s string) string {
 }
 
 func printNodes(w io.Writer, body []byte) error {
-	var nodes []nodeStatus
+	var nodes []struct {
+		nodeStatus
+		Endpoints int `json:"endpoints"` // a number here, where the answer for one node has names
+	}
 	if err := decode(body, &nodes); err != nil {
 		return err
 	}
 	rows := [][]string{{"ID", "STATUS", "PROXY", "ADMIN", "ENDPOINTS", "UPSTREAMS"}}
 	for _, n := range nodes {
-		rows = append(rows, []string{n.ID, n.Status, n.ProxyAddr, n.AdminAddr, fmt.Sprint(n.Endpoints), fmt.Sprint(n.Upstreams)})
+		rows = append(rows, []string{
+			n.ID, n.Status, n.ProxyAddr, n.AdminAddr, fmt.Sprint(n.Endpoints), fmt.Sprint(n.Upstreams),
+		})
 	}
 	return table(w, rows)
 }
@@ -161,7 +166,8 @@ func printSessions(w io.Writer, body []byte) error {
 			state = "closing"
 		}
 		rows = append(rows, []string{
-			s.ID, s.Kind, s.Agent, s.Remote, s.Tenant, endpoints, fmt.Sprint(s.Streams), s.RTT, s.Since.Format(time.RFC3339), state,
+			s.ID, s.Kind, s.Agent, s.Remote, s.Tenant, endpoints, fmt.Sprint(s.Streams), s.RTT,
+			s.Since.Format(time.RFC3339), state,
 		})
 	}
 	return table(w, rows)
@@ -176,15 +182,17 @@ func printRoute(w io.Writer, body []byte) error {
 	if len(x.Upstreams) == 0 {
 		return nil
 	}
-	rows := [][]string{{"SESSION", "WHERE", "PROTOCOL", "WEIGHT", "SHARE", "IN FLIGHT", "IDLE", "FAULTS", "STATE", "FOR"}}
+	rows := [][]string{
+		{"SESSION", "WHERE", "PROTOCOL", "WEIGHT", "SHARE", "IN FLIGHT", "IDLE", "FAULTS", "STATE", "FOR"},
+	}
 	for _, u := range x.Upstreams {
 		where := "here"
 		if u.Remote {
 			where = "peer"
 		}
 		rows = append(rows, []string{
-			u.Session, where, u.Protocol, fmt.Sprint(u.Weight), fmt.Sprintf("%.0f%%", u.Share*100), fmt.Sprint(u.InFlight),
-			fmt.Sprint(u.Idle), fmt.Sprint(u.Faults), u.State, u.For,
+			u.Session, where, u.Protocol, fmt.Sprint(u.Weight), fmt.Sprintf("%.0f%%", u.Share*100),
+			fmt.Sprint(u.InFlight), fmt.Sprint(u.Idle), fmt.Sprint(u.Faults), u.State, u.For,
 		})
 	}
 	return table(w, rows)

@@ -11,7 +11,10 @@ import (
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
-const renewTimeout = 30 * time.Second // for a key set that has to be fetched first
+const (
+	renewTimeout = 30 * time.Second // for a key set that has to be fetched first
+	weightMax    = 1000             // that of the agent's settings: no session may claim all the traffic
+)
 
 // desk answers the messages of one native agent. They come one after another, and may come before the session is in the
 // set: what they need is in the session from the start.
@@ -52,8 +55,9 @@ func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
 		d.refuse(l.Endpoint, tunnel.CodeOverloaded, "the session offers as many endpoints as it may")
 		return
 	}
-	d.server.router.Add(key, x.route, router.UpstreamOptions{Weight: l.Weight, Protocol: l.Protocol})
-	// The answer uses the agent's own spelling, by which it knows the listener. If it does not arrive the session has ended.
+	d.server.router.Add(key, x.route, router.UpstreamOptions{Weight: min(l.Weight, weightMax), Protocol: l.Protocol})
+	// The answer uses the agent's own spelling, by which it knows the listener. If it does not arrive the session has
+	// ended.
 	_ = t.Listening(l.Endpoint)
 	x.announce(d.server.o.Log)
 	if d.server.o.Log.IsLevelEnabled(logrus.DebugLevel) {
@@ -71,8 +75,8 @@ func (d *desk) Unlisten(t *tunnel.Session, given string) {
 	d.withdraw(name)
 }
 
-// Token takes a new token in place of the one that the session was opened with. Verifying it may have to fetch a key, which
-// the control goroutine must not wait for.
+// Token takes a new token in place of the one that the session was opened with. Verifying it may have to fetch a key,
+// which the control goroutine must not wait for.
 func (d *desk) Token(t *tunnel.Session, bearer string) {
 	x := d.session
 	x.adopt(t)
@@ -87,8 +91,8 @@ func (d *desk) Token(t *tunnel.Session, bearer string) {
 	})
 }
 
-// renew checks the new token and withdraws the endpoints that it does not cover. A bad one changes nothing: the old one is
-// good until it expires.
+// renew checks the new token and withdraws the endpoints that it does not cover. A bad one changes nothing: the old one
+// is good until it expires.
 func (d *desk) renew(ctx context.Context, bearer string) {
 	x, s := d.session, d.server
 	id, err := s.agents.Renew(ctx, x.identity.Load(), bearer)

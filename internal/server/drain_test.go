@@ -158,7 +158,9 @@ func TestADrainEndsAtItsDeadline(t *testing.T) {
 func TestTheNoticeChangesReadinessOnly(t *testing.T) {
 	n := start(t, func(c *config.Pikod) { c.DrainNotice = config.Duration(2 * time.Second) })
 	n.stop()
-	eventually(t, "readiness goes off", func() bool { return n.get(n.url("admin", "/ready")).status == http.StatusServiceUnavailable })
+	eventually(t, "readiness goes off", func() bool {
+		return n.get(n.url("admin", "/ready")).status == http.StatusServiceUnavailable
+	})
 	a := n.agent("a1", "web") // may still come
 	n.ask("web").want(t, http.StatusOK, "a1")
 	await(t, "the agent is told after the notice", a.Draining())

@@ -63,7 +63,10 @@ func start(t *testing.T, change func(*config.Pikod)) *running {
 		t.Fatalf("listen: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	n := &running{t: t, server: s, log: hook, client: &http.Client{Transport: &http.Transport{}}, stop: cancel, ended: make(chan error, 1)}
+	n := &running{
+		t: t, server: s, log: hook, client: &http.Client{Transport: &http.Transport{}},
+		stop: cancel, ended: make(chan error, 1),
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -204,6 +207,12 @@ func (n *running) dial(name, token, tenant string) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.serve(a.AgentSession, name)
+	return a, nil
+}
+
+// serve answers the streams of a session until the end of the test.
+func (n *running) serve(a *tunnel.AgentSession, name string) {
 	var streams sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.WithoutCancel(n.t.Context()))
 	streams.Go(func() {
@@ -221,7 +230,6 @@ func (n *running) dial(name, token, tenant string) (*agent, error) {
 		streams.Wait()
 		a.Wait()
 	})
-	return a, nil
 }
 
 func serveStream(in *tunnel.Incoming, name string) {
@@ -282,8 +290,8 @@ type classicAgent struct {
 	wire *wire
 }
 
-// wire keeps the last bytes that came, which tell the last yamux frame. It is not closed by yamux, which does so at a GoAway
-// with an error code: the test wants to see what comes then.
+// wire keeps the last bytes that came, which tell the last yamux frame. It is not closed by yamux, which does so at a
+// GoAway with an error code: the test wants to see what comes then.
 type wire struct {
 	*websocket.Conn
 	mu   sync.Mutex

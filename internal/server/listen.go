@@ -46,7 +46,9 @@ func (s *Server) secure() error {
 			s.listeners.tls[w.name] = c
 		case w.tls.Enabled():
 			// A listener must never fall back to plain text behind the operator's back.
-			errs = append(errs, config.Problem{Key: w.name + ".tls", Want: "a certificate that can be served", Have: "none"})
+			errs = append(errs, config.Problem{
+				Key: w.name + ".tls", Want: "a certificate that can be served", Have: "none",
+			})
 		}
 	}
 	return errors.Join(errs...)

@@ -39,9 +39,12 @@ func newMetrics(s *Server) *metrics {
 		return v
 	}
 	m := &metrics{
-		refusedAgents:   counter("piko_server_refused_agents_total", "Agents that got no session, by error code.", "code"),
-		refusedEndpoint: counter("piko_server_refused_endpoints_total", "Endpoints that were not accepted, by reason.", "reason"),
-		abuses:          counter("piko_server_abuses_total", "Sessions closed for breaking a rule, by the rule.", "reason"),
+		refusedAgents: counter("piko_server_refused_agents_total",
+			"Agents that got no session, by error code.", "code"),
+		refusedEndpoint: counter("piko_server_refused_endpoints_total",
+			"Endpoints that were not accepted, by reason.", "reason"),
+		abuses: counter("piko_server_abuses_total",
+			"Sessions closed for breaking a rule, by the rule.", "reason"),
 	}
 	opened := counter("piko_server_sessions_opened_total", "Sessions that agents have opened.", "kind")
 	m.opened = [2]prometheus.Counter{opened.WithLabelValues(native.String()), opened.WithLabelValues(classic.String())}
@@ -59,7 +62,9 @@ func newMetrics(s *Server) *metrics {
 			}
 			return 1
 		}),
-		&sessionCollector{s.sessions, prometheus.NewDesc("piko_server_sessions", "Open sessions of agents.", []string{"kind"}, nil)},
+		&sessionCollector{
+			s.sessions, prometheus.NewDesc("piko_server_sessions", "Open sessions of agents.", []string{"kind"}, nil),
+		},
 	)
 	return m
 }

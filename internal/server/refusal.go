@@ -9,8 +9,8 @@ import (
 
 const refusalLines = 10 // a second, of one kind
 
-// refusalLog logs what strangers can provoke at will: each kind of event at most so often, with the number of lines left
-// out on the next one.
+// refusalLog logs what strangers can provoke at will: each kind of event at most so often, with the number of lines
+// left out on the next one.
 type refusalLog struct {
 	log logrus.FieldLogger
 

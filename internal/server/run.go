@@ -31,7 +31,9 @@ func (s *Server) Run(ctx context.Context) error {
 	group, life := errgroup.WithContext(life)
 	group.Go(func() error { return s.router.Run(life) })
 	group.Go(func() error { return s.keeper.Run(life) })
-	group.Go(func() error { return s.sessions.expire(life, s) })
+	if s.agents.Own != nil || len(s.agents.Tenants) > 0 {
+		group.Go(func() error { return s.sessions.expire(life, s) })
+	}
 	group.Go(func() error { return s.summarize(life) })
 	for _, v := range s.verifiers() {
 		group.Go(func() error { return runVerifier(life, v) })
@@ -91,8 +93,8 @@ func (s *Server) drain(ctx context.Context) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 
-	// 2. Agents are told: they connect elsewhere first and leave then. New ones are sent away with 503 from now on. Streams
-	// are still opened on the sessions they have here, since requests still arrive.
+	// 2. Agents are told: they connect elsewhere first and leave then. New ones are sent away with 503 from now on.
+	// Streams are still opened on the sessions they have here, since requests still arrive.
 	s.state.Store(int32(draining))
 	s.sessions.drain("the node is stopping", deadline)
 
@@ -103,8 +105,8 @@ func (s *Server) drain(ctx context.Context) {
 
 	// 4. Streams relayed for peers would finish here. This node has none.
 
-	// 5. Sessions end: nothing runs on them any more, or the time is over. Idle streams go first, so that they do not count
-	// as running. Classic agents must see a reset and no clean end, which Shutdown of the session sees to.
+	// 5. Sessions end: nothing runs on them any more, or the time is over. Idle streams go first, so that they do not
+	// count as running. Classic agents must see a reset and no clean end, which Shutdown of the session sees to.
 	if n := s.sessions.shutdown(ctx, s); n > 0 {
 		log.WithField("sessions", n).Warn("sessions ended with open streams")
 	}
@@ -125,7 +127,8 @@ func (s *Server) summarize(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if state(s.state.Load()) == up {
-			s.tell(fmt.Sprintf("%d endpoints, %d sessions", len(s.router.Endpoints()), s.sessions.len()))
+			endpoints, _ := s.router.Size()
+			s.tell(fmt.Sprintf("%d endpoints, %d sessions", endpoints, s.sessions.len()))
 		}
 		select {
 		case <-tick.C:

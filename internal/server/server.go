@@ -41,7 +41,8 @@ type Options struct {
 	Log      *logrus.Logger
 	ErrorLog *log.Logger // for HTTP servers; nil: their complaints are dropped
 	Version  string
-	// Listen opens the listener of a name at an address; nil: net.Listen. explicit tells that the operator chose the address.
+	// Listen opens the listener of a name at an address; nil: net.Listen. explicit tells that the operator chose the
+	// address.
 	Listen func(name, addr string, explicit bool) (net.Listener, error)
 	// Ready is called once, when the node takes traffic; nil: nobody is told.
 	Ready func()
@@ -96,7 +97,8 @@ type Server struct {
 func New(c config.Pikod, o Options) (*Server, error) {
 	if len(c.Consul.Address) > 0 {
 		return nil, config.Problem{
-			Key: "consul.address", Want: "no address: this version works alone", Have: fmt.Sprintf("%q", []string(c.Consul.Address)),
+			Key: "consul.address", Want: "no address: this version works alone",
+			Have: fmt.Sprintf("%q", []string(c.Consul.Address)),
 		}
 	}
 	id, err := nodeID(c.Cluster.NodeID)
@@ -133,7 +135,8 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s.upstream = s.upstreamServer()
 	s.admin = admin.Server(admin.New(admin.Options{
-		Config: c.Admin, Gatherer: s.registry, Ready: s.Ready, Status: s.statusFuncs(), Guard: s.adminGuard(), Log: o.Log,
+		Config: c.Admin, Gatherer: s.registry, Ready: s.Ready, Status: s.statusFuncs(), Guard: s.adminGuard(),
+		Log: o.Log,
 	}), o.ErrorLog)
 	return s, nil
 }
@@ -163,8 +166,8 @@ func (s *Server) authenticate() error {
 	return err
 }
 
-// clientGate is the gate of the proxy listener. Without keys of its own that listener is open, but only to the endpoints
-// that belong to no tenant: those of a tenant take a token under the tenant's keys.
+// clientGate is the gate of the proxy listener. Without keys of its own that listener is open, but only to the
+// endpoints that belong to no tenant: those of a tenant take a token under the tenant's keys.
 type clientGate struct{ auth.Gate }
 
 // Authenticate returns who sent a request with this header.
@@ -205,8 +208,8 @@ func (s *Server) tell(status string) {
 	}
 }
 
-// nodeID returns the configured name, or that of the host with something random behind it: a node that comes back after a
-// crash must not be taken for the one whose sessions are gone.
+// nodeID returns the configured name, or that of the host with something random behind it: a node that comes back after
+// a crash must not be taken for the one whose sessions are gone.
 func nodeID(configured string) (string, error) {
 	if configured != "" {
 		return configured, nil

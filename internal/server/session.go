@@ -39,14 +39,14 @@ func newSession(id *auth.Identity) *session {
 	return x
 }
 
-// adopt sets the connection. The handler of the handshake and the control goroutine both know it first, so both call this
-// before anything else.
+// adopt sets the connection. The handler of the handshake and the control goroutine both know it first, so both call
+// this before anything else.
 func (x *session) adopt(t *tunnel.Session) {
 	x.once.Do(func() { x.tunnel, x.route = t, router.Tunnel(t) })
 }
 
-// announce logs the session once it offers something. Agents that look for a second node open sessions only to find that
-// they have reached the first one again; those are not worth a line.
+// announce logs the session once it offers something. Agents that look for a second node open sessions only to find
+// that they have reached the first one again; those are not worth a line.
 func (x *session) announce(log logrus.FieldLogger) {
 	if !x.useful.Swap(true) {
 		log.WithFields(x.fields()).WithField("kind", kindOf(x.tunnel).String()).Info("session opened")

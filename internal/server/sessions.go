@@ -18,8 +18,8 @@ const (
 	expiryDrain = 30 * time.Second // for the streams of a session whose token has expired
 )
 
-// sessions is the set of all sessions of the node. Its lock is the only one held while the set changes; nothing that can
-// block is called under it.
+// sessions is the set of all sessions of the node. Its lock is the only one held while the set changes; nothing that
+// can block is called under it.
 type sessions struct {
 	limit int            // 0: none
 	work  sync.WaitGroup // goroutines that belong to sessions
@@ -94,14 +94,20 @@ func (ss *sessions) len() int {
 	return len(ss.all)
 }
 
-// list returns the sessions, oldest first.
+// list returns the sessions in no order.
 func (ss *sessions) list() []*session {
 	ss.mu.Lock()
+	defer ss.mu.Unlock()
 	all := make([]*session, 0, len(ss.all))
 	for x := range ss.all {
 		all = append(all, x)
 	}
-	ss.mu.Unlock()
+	return all
+}
+
+// sorted returns the sessions, oldest first.
+func (ss *sessions) sorted() []*session {
+	all := ss.list()
 	slices.SortFunc(all, func(a, b *session) int {
 		return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.tunnel.ID(), b.tunnel.ID()))
 	})
@@ -135,8 +141,8 @@ func (ss *sessions) drain(reason string, deadline time.Time) {
 	}
 }
 
-// shutdown ends all sessions when their streams have ended, or ctx has, and waits until everything that belonged to them
-// is gone. It returns how many had open streams then.
+// shutdown ends all sessions when their streams have ended, or ctx has, and waits until everything that belonged to
+// them is gone. It returns how many had open streams then.
 func (ss *sessions) shutdown(ctx context.Context, s *Server) int {
 	ss.mu.Lock()
 	ss.closed = true
@@ -154,8 +160,8 @@ func (ss *sessions) shutdown(ctx context.Context, s *Server) int {
 	return int(cut.Load())
 }
 
-// expire ends sessions whose token has expired, where the settings ask for that. One sweep for all is cheaper than a timer
-// for each.
+// expire ends sessions whose token has expired, where the settings ask for that. One sweep for all is cheaper than a
+// timer for each.
 func (ss *sessions) expire(ctx context.Context, s *Server) error {
 	tick := time.NewTicker(expirySweep)
 	defer tick.Stop()
@@ -191,8 +197,9 @@ func (s *Server) retire(ctx context.Context, x *session) {
 	s.router.RemoveSession(x.route)
 	ctx, cancel := context.WithTimeout(ctx, expiryDrain)
 	defer cancel()
-	_ = x.tunnel.Drain("token expired", time.Now().Add(expiryDrain)) // one that can't be told has ended
-	_ = x.tunnel.Shutdown(ctx)                                       // streams that are cut off: the token is no longer good for them
+	// One that can't be told has ended, and streams that are cut off had a token that is good for nothing any more.
+	_ = x.tunnel.Drain("token expired", time.Now().Add(expiryDrain))
+	_ = x.tunnel.Shutdown(ctx)
 }
 
 // watch follows a session to its end.

@@ -22,7 +22,8 @@ type overview struct {
 	Sessions  int       `json:"sessions"`
 }
 
-// nodeStatus is one line of /status/cluster/nodes. Endpoints is their number there, and a map in the answer for one node.
+// nodeStatus is one line of /status/cluster/nodes. Endpoints is their number there, and a map in the answer for one
+// node.
 type nodeStatus struct {
 	ID        string `json:"id"`
 	Status    string `json:"status"`
@@ -63,9 +64,10 @@ func (s *Server) statusFuncs() map[string]admin.StatusFunc {
 }
 
 func (s *Server) overview() overview {
+	endpoints, _ := s.router.Size()
 	return overview{
 		Node: s.id, Version: s.o.Version, Status: s.status(), Started: s.started.UTC(), Settings: s.config.Digest(),
-		Endpoints: len(s.router.Endpoints()), Sessions: s.sessions.len(),
+		Endpoints: endpoints, Sessions: s.sessions.len(),
 	}
 }
 
@@ -73,16 +75,13 @@ func (s *Server) status() string { return state(s.state.Load()).String() }
 
 // node describes this node, with the names of its endpoints or only their number.
 func (s *Server) node(names bool) nodeStatus {
-	endpoints := s.router.Endpoints()
+	endpoints, upstreams := s.router.Size()
 	n := nodeStatus{
 		ID: s.id, Status: s.status(), ProxyAddr: s.addrText(proxyListener), AdminAddr: s.addrText(adminListener),
-		Endpoints: len(endpoints),
-	}
-	for _, upstreams := range endpoints {
-		n.Upstreams += upstreams
+		Endpoints: endpoints, Upstreams: upstreams,
 	}
 	if names {
-		n.Endpoints = endpoints
+		n.Endpoints = s.router.Endpoints()
 	}
 	return n
 }
@@ -96,7 +95,7 @@ func (s *Server) nodeByID(r *http.Request) (any, error) {
 
 func (s *Server) sessionList() []sessionStatus {
 	list := []sessionStatus{}
-	for _, x := range s.sessions.list() {
+	for _, x := range s.sessions.sorted() {
 		st := sessionStatus{
 			ID: x.tunnel.ID(), Kind: kindOf(x.tunnel).String(), Agent: x.tunnel.Agent().AgentID,
 			Remote: x.tunnel.RemoteAddr().String(), Tenant: x.tenant, Endpoint: x.classic, Endpoints: x.count(),

@@ -88,8 +88,8 @@ func (s *Server) native(w http.ResponseWriter, r *http.Request) {
 	s.settle(r, x, t)
 }
 
-// admit decides, before anything is upgraded, whether an agent may have a session. If so, room is reserved for it. Agents
-// try again after a 503, and give up after any other refusal.
+// admit decides, before anything is upgraded, whether an agent may have a session. If so, room is reserved for it.
+// Agents try again after a 503, and give up after any other refusal.
 func (s *Server) admit(w http.ResponseWriter, r *http.Request) (*auth.Identity, bool) {
 	if s.draining() {
 		// Nobody's mistake, and every agent tries again at once: no line in the log.
