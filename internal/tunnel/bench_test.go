@@ -5,9 +5,11 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/yamux"
 )
@@ -45,7 +47,6 @@ type opener func(b *testing.B, serve func(net.Conn)) func() (net.Conn, error)
 
 func overNative(b *testing.B, serve func(net.Conn)) func() (net.Conn, error) {
 	s, a := pair(b)
-	b.Cleanup(func() { b.Log(a.Err(), s.Err()) })
 	go func() {
 		for {
 			in, err := a.Accept(b.Context())
@@ -212,6 +213,63 @@ func BenchmarkBulk(b *testing.B) {
 				st.Close()
 			})
 		}
+	}
+}
+
+// BenchmarkCallBesideBulk measures small calls on a session whose other streams are busy in both directions.
+func BenchmarkCallBesideBulk(b *testing.B) {
+	for name, over := range openers() {
+		b.Run(name, func(b *testing.B) {
+			open := over(b, func(st net.Conn) {
+				kind := make([]byte, 1)
+				io.ReadFull(st, kind)
+				switch kind[0] {
+				case 'c':
+					serveCalls(st)
+				case 'd':
+					io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{st}, make([]byte, 64<<10))
+				case 'u':
+					for chunk := make([]byte, 32<<10); ; {
+						if _, err := st.Write(chunk); err != nil {
+							return
+						}
+					}
+				}
+			})
+			conns := make(map[byte]net.Conn)
+			for _, kind := range []byte("cdu") {
+				st, err := open()
+				if err != nil {
+					b.Fatal(err)
+				}
+				st.Write([]byte{kind})
+				conns[kind] = st
+			}
+			go func() {
+				for chunk := make([]byte, 32<<10); ; {
+					if _, err := conns['d'].Write(chunk); err != nil {
+						return
+					}
+				}
+			}()
+			go io.Copy(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conns['u']})
+			out, in := make([]byte, requestSize), make([]byte, answerSize)
+			times := make([]time.Duration, 0, b.N)
+			b.ResetTimer()
+			for range b.N {
+				start := time.Now()
+				if err := call(conns['c'], out, in); err != nil {
+					b.Fatal(err)
+				}
+				times = append(times, time.Since(start))
+			}
+			slices.Sort(times)
+			b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-us")
+			b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-us")
+			for _, st := range conns {
+				st.Close()
+			}
+		})
 	}
 }
 

@@ -228,8 +228,10 @@ func (l *link) measure(limit time.Duration) error {
 			return err
 		}
 	}
-	l.mu.Lock()
-	l.early = early
-	l.mu.Unlock()
+	if len(early) > 0 {
+		l.mu.Lock()
+		l.early = early
+		l.mu.Unlock()
+	}
 	return l.ws.SetReadDeadline(time.Time{})
 }

@@ -19,8 +19,8 @@ const (
 // yamux fail nor make it hold more than the windows allow.
 type guard struct {
 	flows       map[uint32]*flow
-	nflows      int // without the control stream
-	opening     int // admitted, but yamux has not sent SYN
+	nflows      int    // without the control stream
+	opening     int    // admitted, but yamux has not sent SYN
 	lastLocal   uint32 // the highest
 	lastPeer    uint32
 	unsettled   int     // streams acknowledged by frames that yamux may not have handled yet
