@@ -274,6 +274,10 @@ func (d *decoder) tables(v reflect.Value, raw any, s spot) {
 		v.Set(reflect.AppendSlice(reflect.MakeSlice(v.Type(), 0, v.Len()+len(items)), v)) // a default may be shared
 	}
 	seen := make(map[string]int)
+	known := make(map[string]int, v.Len()+len(items)) // where in v an identity is; lists may be long
+	for i := range v.Len() {
+		known[identity(v.Index(i), s.sf)] = i
+	}
 	for i, item := range items {
 		at := spot{layer: s.layer, key: s.key + "[" + strconv.Itoa(v.Len()) + "]", node: s.node.item(i), sf: s.sf}
 		entry := reflect.New(v.Type().Elem()).Elem()
@@ -287,22 +291,26 @@ func (d *decoder) tables(v reflect.Value, raw any, s spot) {
 				Problem{Have: fmt.Sprintf("%s is listed a second time, first in line %d", quote(id), first)})
 		}
 		seen[id] = at.node.at()
-		index := 0
-		for index < v.Len() && (id == "" || identity(v.Index(index), s.sf) != id) {
-			index++
-		}
-		if index == v.Len() {
-			v.Set(reflect.Append(v, entry))
-		} else {
+		index, again := known[id]
+		if again && id != "" {
 			v.Index(index).Set(entry)
+			d.forget(s.key + "[" + strconv.Itoa(index) + "]")
+		} else {
+			index = v.Len()
+			v.Set(reflect.Append(v, entry))
+			known[id] = index
 		}
 		d.adopt(one, at.key, s.key+"["+strconv.Itoa(index)+"]")
 	}
 }
 
+// forget drops what was found out about a list entry that another one replaces.
+func (d *decoder) forget(entry string) {
+	maps.DeleteFunc(d.places, func(key string, _ place) bool { return key == entry || strings.HasPrefix(key, entry+".") })
+}
+
 // adopt takes over what was found out about a list entry, under the place that the entry has in the list.
 func (d *decoder) adopt(one decoder, from, to string) {
-	maps.DeleteFunc(d.places, func(key string, _ place) bool { return key == to || strings.HasPrefix(key, to+".") })
 	for key, at := range one.places {
 		d.places[to+strings.TrimPrefix(key, from)] = at
 	}
