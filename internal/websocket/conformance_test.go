@@ -89,6 +89,10 @@ func controlCases() []conformance {
 }
 
 func fragmentCases() []conformance {
+	cut := func(n, size int) []byte {
+		piece := strings.Repeat("x", size)
+		return join(masked(0x02, piece), bytes.Repeat(masked(0x00, piece), n-2), masked(0x80, piece))
+	}
 	fragments := func(n int) []byte {
 		return join(masked(0x02, "x"), bytes.Repeat(masked(0x00, "x"), n-2), masked(0x80, "x"))
 	}
@@ -97,6 +101,7 @@ func fragmentCases() []conformance {
 		{name: "two fragments", send: join(masked(0x02, "da"), masked(0x80, "ta")), data: "data"},
 		{name: "empty fragments around data", send: join(masked(0x02, ""), masked(0x00, "x"), masked(0x80, "")), data: "x"},
 		{name: "64 fragments", send: fragments(64), data: strings.Repeat("x", 64)},
+		{name: "100 fragments of 1.5 KiB", send: cut(100, 1536), data: strings.Repeat("x", 100*1536)},
 		{name: "65 fragments", send: fragments(65), data: strings.Repeat("x", 64), err: fault(1008)},
 		{name: "100,000 empty fragments", send: join(masked(0x02, ""), bytes.Repeat(masked(0x00, ""), 1e5)), err: fault(1008)},
 		{name: "largest message in two", send: join(masked(0x02, half), masked(0x80, half)), data: half + half},

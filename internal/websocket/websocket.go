@@ -24,7 +24,7 @@
 // a [*ProtocolError]. Nothing it sends makes a Conn hold more than one buffer of 64 KiB.
 //
 //	message longer than MaxMessage                              1009
-//	more than 64 fragments in a message                         1008
+//	more than 64 fragments in a message, and one for each KiB   1008
 //	more than 20 control frames or empty messages a second,
 //	  after a burst of 100                                      1008
 //	text message                                                1003
