@@ -30,8 +30,12 @@ func (l *loader) apart(all ...listening) {
 	for i, a := range all {
 		for _, b := range all[:i] {
 			if a.address != "" && b.address != "" && !l.bad(a.key, b.key) && overlap(a.address, b.address) {
-				l.blame(Problem{Key: a.key, Want: "an address of its own",
-					Have: quote(string(a.address)) + ", which overlaps with " + b.key + " = " + quote(string(b.address))})
+				wrong, other := a, b
+				if _, set := l.places[a.key]; !set {
+					wrong, other = b, a // what the operator wrote is what can be changed
+				}
+				l.blame(Problem{Key: wrong.key, Want: "an address of its own",
+					Have: quote(string(wrong.address)) + ", which overlaps with " + other.key + " = " + quote(string(other.address))})
 			}
 		}
 	}
@@ -163,14 +167,16 @@ func (l *loader) checkConnect(text string, token Secret, t ClientTLS) {
 	}
 	p := Problem{Key: key, Want: "http://host:port or https://host:port", Have: quote(text)}
 	u, err := url.Parse(text)
+	if strings.Contains(text, "@") {
+		p.Have = "something with a password in it" // perhaps
+	}
 	if err != nil {
 		l.blame(p)
 		return
 	}
-	p.Have = quote(u.Redacted())
 	secure := u.Scheme == "https" || u.Scheme == "wss"
 	if !secure && u.Scheme != "http" && u.Scheme != "ws" {
-		if u.Scheme == "" || u.Opaque != "" {
+		if (u.Scheme == "" || u.Opaque != "") && !strings.Contains(text, "@") {
 			p.Hint = "perhaps " + quote("http://"+text)
 		}
 		l.blame(p)

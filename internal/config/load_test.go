@@ -214,7 +214,7 @@ func TestProblems(t *testing.T) {
 			`f.toml:2: admin.listen: want an address that only this host reaches, such as "127.0.0.1:8002", have "0.0.0.0:8002" and no ` +
 				`authentication; or set a key in [admin.auth], or client_ca in [admin.tls], or admin.allow_unauthenticated = true`}},
 		"same address": {"proxy.listen = ':8002'", []string{
-			`admin.listen: want an address of its own, have "127.0.0.1:8002", which overlaps with proxy.listen = ":8002"`}},
+			`f.toml:1: proxy.listen: want an address of its own, have ":8002", which overlaps with admin.listen = "127.0.0.1:8002"`}},
 		"missing files": {"[proxy.tls]\ncert = '/nope/c'\nkey = 'k'", []string{
 			`f.toml:2: proxy.tls.cert: want a readable file, have "/nope/c": no such file or directory`,
 			`f.toml:3: proxy.tls.key: want a readable file, have "k": no such file or directory`}},
