@@ -54,6 +54,7 @@ func AcceptClassic(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sess
 		_ = l.Close() // always nil
 		return nil, fmt.Errorf("accept classic agent %s: %w", r.RemoteAddr, err)
 	}
+	s.follow()
 	return s, nil
 }
 
@@ -72,6 +73,7 @@ func AcceptNative(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sessi
 	if !s.l.spawn(func() { s.listen(s.handle) }) {
 		return nil, s.l.reason()
 	}
+	s.follow()
 	return s, nil
 }
 

@@ -51,6 +51,7 @@ func DialPeer(ctx context.Context, o DialOptions, n NodeOptions) (*Session, erro
 	if !s.l.spawn(func() { s.listen(s.handle) }) {
 		return nil, s.l.reason()
 	}
+	s.follow()
 	return s, nil
 }
 

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -81,7 +82,7 @@ func FuzzStreamHeader(f *testing.F) {
 		if err == nil && !bytes.HasPrefix(b, []byte{0, 0}) {
 			t.Errorf("%x was taken for an acceptance", b)
 		}
-		if refused, ok := err.(*RefusedError); ok && len(refused.Reason) > maxReason {
+		if refused, ok := errors.AsType[*RefusedError](err); ok && len(refused.Reason) > maxReason {
 			t.Errorf("reason of %d bytes", len(refused.Reason))
 		}
 	})

@@ -2,8 +2,8 @@ package tunnel
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -96,10 +96,8 @@ func (l *link) check(interval, dead, stall time.Duration) {
 		return
 	}
 	l.pinged.Store(int64(now))
-	var payload [8]byte
-	binary.BigEndian.PutUint64(payload[:], uint64(now))
 	// It does not wait; that nothing can be sent any more ends the session elsewhere.
-	_ = l.ws.Ping(payload[:])
+	_ = l.ws.Ping(strconv.AppendInt(nil, int64(now), 36))
 }
 
 // stalled reports whether the peer has begun a frame and we wait for the rest.
@@ -111,11 +109,9 @@ func (l *link) stalled() bool {
 
 // pong takes the answer to a ping of check.
 func (l *link) pong(payload []byte) {
-	if len(payload) != 8 {
-		return
-	}
-	sent := time.Duration(binary.BigEndian.Uint64(payload))
-	if rtt := l.now() - sent; sent == time.Duration(l.pinged.Load()) && rtt > 0 {
-		l.rtt.Store(int64(rtt))
+	sent := l.pinged.Load()
+	var buf [13]byte // the longest number in base 36
+	if string(payload) == string(strconv.AppendInt(buf[:0], sent, 36)) {
+		l.rtt.Store(max(int64(l.now())-sent, 1))
 	}
 }

@@ -56,8 +56,9 @@ type link struct {
 	cause   error // why the session ended
 	broken  bool  // end without draining
 	closed  bool
-	stopped bool // nothing new
-	away    bool // the peer sent GoAway
+	stopped bool   // nothing new
+	onStop  func() // what is to run in a goroutine of its own when the session takes nothing new
+	away    bool   // the peer sent GoAway
 }
 
 // role says which end of which kind of session this is.
@@ -275,10 +276,25 @@ func (l *link) fail(cause error) {
 
 // stopLocked makes the session take nothing new. The caller holds mu.
 func (l *link) stopLocked() {
-	if !l.stopped {
-		l.stopped = true
-		close(l.closing)
+	if l.stopped {
+		return
 	}
+	l.stopped = true
+	close(l.closing)
+	if l.onStop != nil {
+		l.jobs.Go(l.onStop)
+	}
+}
+
+// watch has f run in a goroutine of its own when the session takes nothing new, or now if that is so.
+func (l *link) watch(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stopped {
+		l.jobs.Go(f)
+		return
+	}
+	l.onStop = f
 }
 
 // Close is called by yamux when its session ends, and by the handshake. What is pending is sent first, unless the

@@ -47,6 +47,10 @@ type NodeOptions struct {
 	OnMessage func(s *Session, kind string, object []byte)
 	// OnAbuse hears, once for each session, for which of the Abuse reasons it was closed. It must not block.
 	OnAbuse func(reason string)
+	// OnClosing is called once when [Session.Closing] is closed, and OnDone once after that, when the session has ended.
+	// They save the caller a goroutine for each session. They may come before Accept has returned the session, but not
+	// for one that it does not return. They may block, but must not call Wait or Shutdown.
+	OnClosing, OnDone func(s *Session)
 	// OpenTimeout bounds Open; 0 means 10 s.
 	OpenTimeout time.Duration
 	// HandshakeTimeout bounds each step of the handshake; 0 means 10 s.

@@ -49,6 +49,22 @@ func (s *Session) Drain(reason string, deadline time.Time) error {
 // ctx has ended. The error wraps the cause of ctx when streams were cut off. A Handler must not call it.
 func (s *Session) Shutdown(ctx context.Context) error { return s.shutdown(ctx) }
 
+// follow has the callbacks called when their time comes.
+func (s *Session) follow() {
+	if s.o.OnClosing == nil && s.o.OnDone == nil {
+		return
+	}
+	s.l.watch(func() {
+		if s.o.OnClosing != nil {
+			s.o.OnClosing(s)
+		}
+		<-s.l.done
+		if s.o.OnDone != nil {
+			s.o.OnDone(s)
+		}
+	})
+}
+
 // opening is a stream that is being opened.
 type opening struct {
 	result chan opened // with room for one

@@ -111,7 +111,7 @@ func TestHalfCloseKeepsTheOtherDirection(t *testing.T) {
 			if err := one.CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
-			if n, err := two.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			if n, err := two.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 				t.Fatalf("read after the end: %d, %v", n, err)
 			}
 			if _, err := one.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
@@ -121,7 +121,7 @@ func TestHalfCloseKeepsTheOtherDirection(t *testing.T) {
 				exchangeOneWay(t, two, one, "still here")
 			}
 			two.CloseWrite()
-			if n, err := one.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			if n, err := one.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 				t.Fatalf("read after both ends: %d, %v", n, err)
 			}
 			eventually(t, "streams forgotten", func() bool { return s.Streams() == 0 && a.Streams() == 0 })
@@ -368,4 +368,33 @@ func TestStreamsOpenedAtTheSameTimeDoNotMix(t *testing.T) {
 	if s.Err() != nil || a.Err() != nil {
 		t.Errorf("sessions ended: %v, %v", s.Err(), a.Err())
 	}
+}
+
+func TestCallbacksTellOfClosingAndThenOfTheEnd(t *testing.T) {
+	noLeaks(t)
+	events := make(chan string, 4)
+	n := newNode(t, NodeOptions{
+		OnClosing: func(s *Session) { events <- "closing " + s.ID() },
+		OnDone:    func(s *Session) { events <- "done " + s.ID() },
+	})
+	want := func(event string) {
+		t.Helper()
+		if got := receive(t, events, event); got != event {
+			t.Errorf("called with %q, want %q", got, event)
+		}
+	}
+	s, agent, _ := n.classicAgent(t)
+	if err := agent.GoAway(); err != nil {
+		t.Fatal(err)
+	}
+	want("closing " + s.ID())
+	if len(events) > 0 {
+		t.Errorf("called with %q while the session lives", <-events)
+	}
+	agent.Close()
+	want("done " + s.ID())
+	s, agent, _ = n.classicAgent(t)
+	agent.Close()
+	want("closing " + s.ID())
+	want("done " + s.ID())
 }

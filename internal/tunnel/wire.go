@@ -227,7 +227,7 @@ func appendMessage(b []byte, kind string, body any) ([]byte, error) {
 	if size > maxMessage {
 		return b[:start], fmt.Errorf("control message %q has %d bytes, at most %d are allowed", kind, size, maxMessage)
 	}
-	binary.BigEndian.PutUint32(b[start:], uint32(size))
+	binary.BigEndian.PutUint32(b[start:], uint32(size)) //nolint:gosec // at most maxMessage
 	return b, nil
 }
 
@@ -249,13 +249,13 @@ func readMessage(r io.Reader, buf []byte) (kind string, object []byte, err error
 	if _, err := io.ReadFull(r, buf); err != nil {
 		return "", buf[:0], noEOF(err)
 	}
-	var any struct {
+	var message struct {
 		Type string `json:"type"`
 	}
-	if err := json.Unmarshal(buf, &any); err != nil {
+	if err := json.Unmarshal(buf, &message); err != nil {
 		return "", buf, fmt.Errorf("%w: %w", errMalformed, err)
 	}
-	return any.Type, buf, nil
+	return message.Type, buf, nil
 }
 
 // appendBlock appends what is written before the payload of a stream: a length of 2 bytes and v as JSON.
@@ -267,7 +267,7 @@ func appendBlock(b []byte, v any) ([]byte, error) {
 	if len(object) > maxHeader {
 		return b, fmt.Errorf("stream header has %d bytes, at most %d are allowed", len(object), maxHeader)
 	}
-	b = binary.BigEndian.AppendUint16(b, uint16(len(object)))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(object))) //nolint:gosec // at most maxHeader
 	return append(b, object...), nil
 }
 
