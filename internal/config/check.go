@@ -156,6 +156,10 @@ func (l *loader) checkAuth(section string, a Auth) {
 func (l *loader) checkAdmin(a Admin) {
 	l.checkTLS("admin.tls", a.TLS)
 	l.checkAuth("admin.auth", a.Auth)
+	if at, set := l.places["admin.auth.disconnect_on_expiry"]; set && a.Auth.DisconnectOnExpiry {
+		l.source.warnings = append(l.source.warnings, Problem{File: at.file, Line: at.line, Key: "admin.auth.disconnect_on_expiry",
+			Have: "is not used", Hint: "each request to the admin listener shows its token"})
+	}
 	l.guarded("admin", a.Listen, a.TLS, a.Auth.Enabled(), a.AllowUnauthenticated)
 }
 

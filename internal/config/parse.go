@@ -25,7 +25,8 @@ type parsed struct {
 func parseText(text string, report func(Problem)) parsed {
 	text, err := plainText(text)
 	if err != nil {
-		report(Problem{Line: strings.Count(text, "\n") + 1, Have: err.Error()})
+		line := 1 + strings.Count(text, "\n")
+		report(Problem{Line: line, Have: err.Error()})
 		return parsed{}
 	}
 	out := parsed{clean: true}
