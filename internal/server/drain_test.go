@@ -86,6 +86,7 @@ func (c *classicAgent) wantReset(t *testing.T) {
 }
 
 func TestADrainFailsNothingThatRuns(t *testing.T) {
+	t.Parallel()
 	n := start(t, nil)
 	a, old := n.agent("a1", "web"), n.classic("old", "old agent")
 	n.wantEndpoints(map[string]int{"web": 1, "old": 1})
@@ -136,6 +137,7 @@ func TestADrainFailsNothingThatRuns(t *testing.T) {
 }
 
 func TestADrainEndsAtItsDeadline(t *testing.T) {
+	t.Parallel()
 	n := start(t, func(c *config.Pikod) { c.DrainTimeout = config.Duration(300 * time.Millisecond) })
 	n.agent("a1", "web")
 	old := n.classic("old", "old agent")
@@ -156,6 +158,7 @@ func TestADrainEndsAtItsDeadline(t *testing.T) {
 }
 
 func TestTheNoticeChangesReadinessOnly(t *testing.T) {
+	t.Parallel()
 	n := start(t, func(c *config.Pikod) { c.DrainNotice = config.Duration(2 * time.Second) })
 	n.stop()
 	eventually(t, "readiness goes off", func() bool {

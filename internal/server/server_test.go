@@ -242,23 +242,32 @@ func TestARenewedTokenDecidesWhatStays(t *testing.T) {
 }
 
 func TestASessionEndsWithItsToken(t *testing.T) {
-	for _, ends := range []bool{true, false} {
-		n := start(t, func(c *config.Pikod) {
-			c.Upstream.Auth = keyed(secret)
-			c.Upstream.Auth.DisconnectOnExpiry = ends
+	t.Parallel()
+	for name, ends := range map[string]bool{"where asked": true, "and nowhere else": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testExpiry(t, ends)
 		})
-		// Clocks may differ by ten seconds: the token is good for one more second, and expired for the sweep in three.
-		a, err := n.dial("a1", token(t, secret, time.Now().Add(-8*time.Second)), "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.listen("web")
-		if ends {
-			await(t, "the session ends", a.Done())
-			n.wantEndpoints(map[string]int{})
-		} else {
-			n.ask("web").want(t, http.StatusOK, "a1")
-		}
+	}
+}
+
+func testExpiry(t *testing.T, ends bool) {
+	t.Helper()
+	n := start(t, func(c *config.Pikod) {
+		c.Upstream.Auth = keyed(secret)
+		c.Upstream.Auth.DisconnectOnExpiry = ends
+	})
+	// Clocks may differ by ten seconds: the token is good for one more second, and expired for the sweep in three.
+	a, err := n.dial("a1", token(t, secret, time.Now().Add(-8*time.Second)), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.listen("web")
+	if ends {
+		await(t, "the session ends", a.Done())
+		n.wantEndpoints(map[string]int{})
+	} else {
+		n.ask("web").want(t, http.StatusOK, "a1")
 	}
 }
 

@@ -24,6 +24,7 @@ type session struct {
 	tenant   string // of the identity; a renewal can't change it
 	expired  atomic.Bool
 	useful   atomic.Bool // has offered something
+	ended    bool        // guarded by the lock of the set
 	renewing atomic.Bool
 
 	mu        sync.Mutex // guards endpoints; held by the control goroutine and by status requests only

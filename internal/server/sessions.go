@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 const (
@@ -22,7 +24,7 @@ const (
 // can block is called under it.
 type sessions struct {
 	limit int            // 0: none
-	work  sync.WaitGroup // goroutines that belong to sessions
+	work  sync.WaitGroup // sessions, and goroutines that belong to them
 
 	mu       sync.Mutex
 	all      map[*session]struct{}
@@ -54,17 +56,18 @@ func (ss *sessions) release() {
 	ss.pending--
 }
 
-// add takes a session into the set and runs watch for as long as it lives. It reports false when the node has shut its
-// sessions down meanwhile; the session is then the caller's to end. A session that arrives during a drain is told so.
-func (ss *sessions) add(x *session, watch func()) bool {
+// add takes a session into the set. It reports false when the node has shut its sessions down meanwhile; the session is
+// then the caller's to end. A session that arrives during a drain is told so.
+func (ss *sessions) add(x *session) bool {
 	ss.mu.Lock()
 	ss.pending--
-	if ss.closed {
+	if ss.closed || x.ended {
+		closed := ss.closed
 		ss.mu.Unlock()
-		return false
+		return !closed // one that has ended already is nobody's to end
 	}
 	ss.all[x] = struct{}{}
-	ss.work.Go(watch)
+	ss.work.Add(1) // until remove
 	late, reason, deadline := ss.drained, ss.reason, ss.deadline
 	ss.mu.Unlock()
 	if late {
@@ -73,10 +76,15 @@ func (ss *sessions) add(x *session, watch func()) bool {
 	return true
 }
 
+// remove takes a session that has ended out of the set, or keeps it from getting there.
 func (ss *sessions) remove(x *session) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	delete(ss.all, x)
+	x.ended = true
+	if _, ok := ss.all[x]; ok {
+		delete(ss.all, x)
+		ss.work.Done()
+	}
 }
 
 // spawn runs f as part of the life of the sessions, unless they have been shut down.
@@ -202,11 +210,14 @@ func (s *Server) retire(ctx context.Context, x *session) {
 	_ = x.tunnel.Shutdown(ctx)
 }
 
-// watch follows a session to its end.
-func (s *Server) watch(x *session) {
-	<-x.tunnel.Closing()
+// closing hears that a session takes nothing new, possibly before the handshake has returned it.
+func (s *Server) closing(x *session, t *tunnel.Session) {
+	x.adopt(t)
 	s.router.RemoveSession(x.route)
-	x.tunnel.Wait()
+}
+
+// done hears that a session has ended.
+func (s *Server) done(x *session) {
 	s.sessions.remove(x)
 	level := logrus.DebugLevel
 	if x.useful.Load() {

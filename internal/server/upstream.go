@@ -56,14 +56,14 @@ func (s *Server) classic(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, fault.EndpointNotPermitted, auth.ErrNotPermitted)
 		return
 	}
-	t, err := tunnel.AcceptClassic(w, r, s.nodeOptions(nil))
+	x := newSession(id)
+	x.classic = name
+	t, err := tunnel.AcceptClassic(w, r, s.nodeOptions(x, nil))
 	if err != nil {
 		s.sessions.release()
 		s.o.Log.WithError(err).Debug("handshake failed")
 		return
 	}
-	x := newSession(id)
-	x.classic = name
 	if !s.settle(r, x, t) {
 		return
 	}
@@ -79,7 +79,7 @@ func (s *Server) native(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x := newSession(id)
-	t, err := tunnel.AcceptNative(w, r, s.nodeOptions(&desk{s, x, context.WithoutCancel(r.Context())}))
+	t, err := tunnel.AcceptNative(w, r, s.nodeOptions(x, &desk{s, x, context.WithoutCancel(r.Context())}))
 	if err != nil {
 		s.sessions.release()
 		s.o.Log.WithError(err).Debug("handshake failed")
@@ -112,7 +112,7 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) (*auth.Identity, 
 // settle takes a session that was accepted into the set.
 func (s *Server) settle(r *http.Request, x *session, t *tunnel.Session) bool {
 	x.adopt(t)
-	if !s.sessions.add(x, func() { s.watch(x) }) {
+	if !s.sessions.add(x) {
 		// Too late: the node has shut its sessions down. An orderly end makes a classic agent look elsewhere.
 		s.router.RemoveSession(x.route) // a native agent may have been quick
 		_ = t.Shutdown(r.Context())     // it has no streams that could be cut off
@@ -126,9 +126,10 @@ func (s *Server) settle(r *http.Request, x *session, t *tunnel.Session) bool {
 	return true
 }
 
-func (s *Server) nodeOptions(h tunnel.Handler) tunnel.NodeOptions {
+func (s *Server) nodeOptions(x *session, h tunnel.Handler) tunnel.NodeOptions {
 	return tunnel.NodeOptions{
 		NodeID: s.id, Handler: h, OnAbuse: s.abused,
+		OnClosing: func(t *tunnel.Session) { s.closing(x, t) }, OnDone: func(*tunnel.Session) { s.done(x) },
 		MaxStreams: s.config.Upstream.MaxStreamsPerSession, MaxEndpoints: s.config.Upstream.MaxEndpointsPerSession,
 	}
 }
