@@ -244,5 +244,5 @@ func tune(ws *websocket.Conn, classic bool) {
 	if classic {
 		_ = tcp.SetLinger(0) // fails only on a closed socket
 	}
-	setUserTimeout(tcp)
+	setOptions(tcp)
 }

@@ -4,5 +4,5 @@ package tunnel
 
 import "net"
 
-// setUserTimeout does nothing here: the heartbeat alone finds a dead peer.
-func setUserTimeout(*net.TCPConn) {}
+// setOptions does nothing here: the heartbeat alone finds a dead peer.
+func setOptions(*net.TCPConn) {}
