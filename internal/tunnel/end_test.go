@@ -31,6 +31,11 @@ func stuck(t *testing.T, o NodeOptions) (p *badPeer, blocked <-chan error) {
 		defer l.mu.Unlock()
 		return l.batch != nil && len(l.batch.b) > maxBatch-maxFrame
 	})
+	l.mu.Lock()
+	if have := len(l.batch.b) - batchFront; have > maxBatch {
+		t.Errorf("%d bytes wait for the socket", have)
+	}
+	l.mu.Unlock()
 	return p, failed
 }
 
