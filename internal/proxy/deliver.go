@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -118,8 +117,11 @@ func (x *exchange) copyFields(h http.Header) {
 func (x *exchange) keepsAnswerField(name string) bool {
 	switch name {
 	case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-		"Http2-Settings", "Content-Length", fault.Header:
+		"Http2-Settings", fault.Header:
 		return false
+	case "Content-Length":
+		// One of digits, as parseFraming has seen to; and net/http must be told no length that it would not find.
+		return x.head.status >= 200 && x.head.status != http.StatusNoContent
 	}
 	return len(x.head.options.names) == 0 || !x.head.options.removes(name)
 }
@@ -128,9 +130,6 @@ func (x *exchange) keepsAnswerField(name string) bool {
 func (x *exchange) finalFields(h http.Header) {
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil
-	}
-	if x.head.length >= 0 && x.head.framing != byChunks && x.head.status != http.StatusNoContent {
-		h["Content-Length"] = []string{strconv.FormatInt(x.head.length, 10)}
 	}
 	if x.head.framing == byChunks && x.head.trailer {
 		x.announceTrailer(h)

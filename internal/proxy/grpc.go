@@ -91,10 +91,10 @@ func (x *exchange) serveH2() bool {
 	body.stop()
 	if err != nil {
 		x.record.received = body.n.Load()
-		x.h2Failed(ctx, s, c, err)
+		x.h2Failed(s, c, err, errors.Is(context.Cause(ctx), errHeaderTimeout))
 		return true
 	}
-	defer resp.Body.Close() //nolint:errcheck // resets the HTTP/2 stream if it has not ended; it has no other end
+	defer resp.Body.Close() // resets the HTTP/2 stream if it has not ended
 	x.deliverH2(ctx, s, c, resp, body)
 	return true
 }
@@ -153,8 +153,7 @@ func (x *exchange) h2Request(ctx context.Context, body *countedBody) *http.Reque
 }
 
 // h2Failed answers when the service did not.
-func (x *exchange) h2Failed(ctx context.Context, s *router.Stream, c h2Conn, err error) {
-	timedOut := errors.Is(context.Cause(ctx), errHeaderTimeout)
+func (x *exchange) h2Failed(s *router.Stream, c h2Conn, err error, timedOut bool) {
 	switch {
 	case timedOut:
 		s.Failed(err)

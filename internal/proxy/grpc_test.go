@@ -223,4 +223,3 @@ func TestGRPCWithoutHTTP2UpstreamUsesHTTP1(t *testing.T) {
 		t.Errorf("streams %+v", h)
 	}
 }
-

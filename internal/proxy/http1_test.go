@@ -111,7 +111,7 @@ func TestLargeBodiesArriveWhole(t *testing.T) {
 		// While it is still being sent, the body comes back: both directions stream.
 		io.Copy(io.MultiWriter(w, h), r.Body)
 	})
-	const size = 32 << 20
+	const size = 4 << 20
 	data := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	want := sha256.Sum256(data)
@@ -162,6 +162,17 @@ func TestTrailersPassBothWays(t *testing.T) {
 	}
 }
 
+func TestUnannouncedTrailerBehindAShortBody(t *testing.T) {
+	f := newFixture(t, nil)
+	f.serveRaw(answer("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n"))
+	for name, client := range map[string]*http.Client{"HTTP/1.1": f.client(), "HTTP/2": f.h2client()} {
+		resp, err := client.Do(f.request("GET", "/", nil))
+		if err != nil || readAll(t, resp) != "body" || resp.Trailer.Get("X-Sum") != "1" {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+	}
+}
+
 // Each event must arrive before the next one is sent.
 func TestEventsAreFlushedAtOnce(t *testing.T) {
 	f := newFixture(t, nil)
@@ -191,6 +202,39 @@ func TestEventsAreFlushedAtOnce(t *testing.T) {
 			br.ReadString('\n')
 		}
 		resp.Body.Close()
+	}
+}
+
+// Whatever way the end of a body is told, a piece of it is not held back.
+func TestPiecesAreFlushedAtOnce(t *testing.T) {
+	for name, head := range map[string]string{
+		"length": "Content-Length: 9\r\n\r\n", "close": "\r\n", "chunked": "Transfer-Encoding: chunked\r\n\r\n9\r\n",
+	} {
+		f := newFixture(t, nil)
+		next := make(chan struct{}, 1)
+		f.serveRaw(func(c net.Conn, br *bufio.Reader) {
+			readRequestHead(br)
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+head)
+			for range 3 {
+				<-next
+				io.WriteString(c, "abc")
+			}
+		})
+		c, br := f.dial()
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: ep1.piko.test\r\n\r\n")
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		for i := range 3 {
+			next <- struct{}{}
+			piece := make([]byte, 3)
+			if _, err := io.ReadFull(resp.Body, piece); err != nil || string(piece) != "abc" {
+				t.Fatalf("%s: piece %d: %q %v", name, i, piece, err)
+			}
+		}
+		resp.Body.Close()
+		c.Close()
 	}
 }
 

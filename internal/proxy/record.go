@@ -51,7 +51,7 @@ func (s *Server) finish(rec *record) {
 	}
 	fields := logrus.Fields{
 		"method": cutText(rec.method), "path": cutText(rec.path), "status": rec.status, "client": rec.client,
-		"duration_ms": milliseconds(took), "received": rec.received, "sent": rec.sent, "proto": rec.proto,
+		"duration_us": took.Microseconds(), "received": rec.received, "sent": rec.sent, "proto": rec.proto,
 	}
 	if rec.endpoint != "" {
 		fields["endpoint"] = rec.endpoint
@@ -66,11 +66,6 @@ func (s *Server) finish(rec *record) {
 		fields["err"] = cutText(rec.err.Error())
 	}
 	s.access.WithFields(fields).Info("request")
-}
-
-// milliseconds keeps microseconds and drops what is finer than the clock is true.
-func milliseconds(d time.Duration) float64 {
-	return float64(d.Microseconds()) / 1000
 }
 
 func cutText(s string) string {

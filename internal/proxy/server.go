@@ -130,7 +130,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-func (s *Server) newServer(ctx context.Context) (*http.Server, error) {
+func (s *Server) newServer(ctx context.Context) (*http.Server, error) { //nolint:contextcheck // see Serve
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining.Load() {
@@ -147,7 +147,7 @@ func (s *Server) newServer(ctx context.Context) (*http.Server, error) {
 	srv := &http.Server{
 		Handler:           http.HandlerFunc(s.handle),
 		Protocols:         protocols,
-		TLSConfig:         s.tls,
+		TLSConfig:         s.tls.Clone(), // net/http writes into it
 		ReadHeaderTimeout: s.limits.ReadHeaderTimeout,
 		IdleTimeout:       s.limits.IdleTimeout,
 		MaxHeaderBytes:    s.limits.MaxHeaderBytes,
@@ -180,13 +180,16 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		// Also when the handler panics with http.ErrAbortHandler, which is how an answer is broken off.
 		s.metrics.inFlight.Dec()
+		if x.sender != nil {
+			x.record.received = x.sender.read.Load()
+		}
 		if !x.switched {
 			s.finish(&x.record)
 		}
 		x.release()
 		s.tracker.done()
 	}()
-	x.serve()
+	x.serve() //nolint:contextcheck // the request carries its context
 }
 
 // flusher returns the means to send what was written at once. Every ResponseWriter of net/http has it.

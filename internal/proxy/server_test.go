@@ -4,12 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -117,7 +120,7 @@ func TestShutdownCutsOffWhatIsLeft(t *testing.T) {
 		t.Errorf("shutdown: %v", err)
 	}
 	for range 2 {
-		if err := await(t, ends, "end at the service"); err == nil || err == io.EOF {
+		if err := await(t, ends, "end at the service"); err == nil || errors.Is(err, io.EOF) {
 			t.Errorf("the service sees a clean end: %v", err)
 		}
 	}
@@ -226,6 +229,7 @@ func TestAccessLogAndMetrics(t *testing.T) {
 	})
 	for _, request := range []string{
 		"POST /p?token=secret HTTP/1.1\r\nHost: ep1.piko.test\r\nContent-Length: 5\r\n\r\nhello",
+		"POST /c HTTP/1.1\r\nHost: ep1.piko.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
 		"BREW /" + strings.Repeat("l", 1000) + " HTTP/1.1\r\nHost: nobody.piko.test\r\n\r\n",
 	} {
 		if _, _, err := f.raw(request); err != nil {
@@ -234,12 +238,13 @@ func TestAccessLogAndMetrics(t *testing.T) {
 	}
 	f.server.tracker.waitAll() // a line is written when the answer is out
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != 2 || strings.Contains(out.String(), "secret") {
+	if len(lines) != 3 || strings.Contains(out.String(), "secret") {
 		t.Fatalf("log %q", lines)
 	}
 	want := []map[string]any{
 		{"msg": "request", "level": "info", "method": "POST", "path": "/p", "endpoint": "ep1", "status": 200.0, "received": 5.0,
 			"sent": 4.0, "session": s.id, "proto": "HTTP/1.1"},
+		{"method": "POST", "path": "/c", "received": 5.0},
 		{"method": "BREW", "path": "/" + strings.Repeat("l", 255) + "...", "endpoint": "nobody", "status": 502.0, "code": "PIKO-E3001"},
 	}
 	for i, line := range lines {
@@ -252,17 +257,17 @@ func TestAccessLogAndMetrics(t *testing.T) {
 				t.Errorf("line %d: %s is %v, want %v", i, k, got[k], v)
 			}
 		}
-		if got["duration_ms"] == nil || !strings.HasPrefix(fmt.Sprint(got["client"]), "127.0.0.1:") {
+		if got["duration_us"] == nil || !strings.HasPrefix(fmt.Sprint(got["client"]), "127.0.0.1:") {
 			t.Errorf("line %d: %v", i, got)
 		}
 	}
 	metrics := gather(t, reg)
 	for name, value := range map[string]float64{
-		`piko_proxy_requests_total{method="POST",status="2xx"}`:  1,
+		`piko_proxy_requests_total{method="POST",status="2xx"}`:  2,
 		`piko_proxy_requests_total{method="other",status="5xx"}`: 1,
 		`piko_proxy_faults_total{code="PIKO-E3001"}`:             1,
-		`piko_proxy_received_bytes_total{}`:                      5,
-		`piko_proxy_sent_bytes_total{}`:                          4,
+		`piko_proxy_received_bytes_total{}`:                      10,
+		`piko_proxy_sent_bytes_total{}`:                          8,
 		`piko_proxy_requests_in_flight{}`:                        0,
 	} {
 		if got, ok := metrics[name]; !ok || got != value {
@@ -289,6 +294,62 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 		}
 	}
 	return values
+}
+
+func TestTLSCarriesBothVersionsAndUpgrades(t *testing.T) {
+	borrowed := httptest.NewTLSServer(nil) // for its certificate
+	defer borrowed.Close()
+	f := newFixture(t, func(o *Options) {
+		o.TLS = &tls.Config{Certificates: borrowed.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12}
+	})
+	f.serveRaw(func(c net.Conn, br *bufio.Reader) {
+		for {
+			head, err := readRequestHead(br)
+			if err != nil {
+				return
+			}
+			if strings.Contains(head, "Upgrade: x") {
+				io.WriteString(c, "HTTP/1.1 101 OK\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+				all, _ := io.ReadAll(br)
+				fmt.Fprintf(c, "%d bytes", len(all))
+				return
+			}
+			text := strings.Count(head, "\r\nX-Forwarded-Proto: https\r\n")
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d", text)
+		}
+	})
+	roots := x509.NewCertPool()
+	roots.AddCert(borrowed.Certificate())
+	for _, version := range []string{"h2", "http/1.1"} {
+		tr := &http.Transport{
+			TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: "example.com"},
+			ForceAttemptHTTP2: version == "h2",
+		}
+		client := &http.Client{Transport: tr, Timeout: patience}
+		r := f.request("GET", "/", nil)
+		r.URL.Scheme = "https"
+		resp, err := client.Do(r)
+		if err != nil || (resp.ProtoMajor == 2) != (version == "h2") || readAll(t, resp) != "1" {
+			t.Errorf("%s: %v %v", version, resp, err)
+		}
+		tr.CloseIdleConnections()
+	}
+	c, err := tls.Dial("tcp", f.addr, &tls.Config{RootCAs: roots, ServerName: "example.com"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: ep1.piko.test\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n12345")
+	br := bufio.NewReader(c)
+	if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatal(resp, err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(br); err != nil || string(rest) != "5 bytes" {
+		t.Errorf("%q %v", rest, err)
+	}
 }
 
 func TestSettingsChangeWhileServing(t *testing.T) {

@@ -14,7 +14,9 @@ import (
 // handshake is answered, so that a client learns by a status and a JSON body why there is none.
 func (x *exchange) serveTCP() {
 	if !asksFor(x.r, "websocket") {
-		x.w.Header().Set("Upgrade", "websocket")
+		if x.r.ProtoMajor == 1 {
+			x.w.Header()["Upgrade"], x.w.Header()["Connection"] = []string{"websocket"}, []string{"Upgrade"}
+		}
 		x.refuse(fault.UpgradeRequired, nil)
 		return
 	}
