@@ -252,6 +252,24 @@ func TestTLSIsAbortedWithoutGoodbye(t *testing.T) {
 	}
 }
 
+func TestBothSidesAreClosedAtTheEnd(t *testing.T) {
+	left, a := tcpPair(t)
+	right, b := tcpPair(t)
+	for _, far := range []*net.TCPConn{left, right} {
+		if err := far.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Relay(t.Context(), a, b, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, near := range []*net.TCPConn{a, b} {
+		if err := near.Close(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closing again: %v", err)
+		}
+	}
+}
+
 func TestManyChunksKeepTheirOrder(t *testing.T) {
 	kinds(t, func(t *testing.T, wrap func(net.Conn) net.Conn) {
 		left, right, done := start(t.Context(), t, Options{}, wrap)

@@ -11,9 +11,8 @@ import (
 )
 
 const (
-	maxHead          = 32 << 10        // of the head of a server's or proxy's answer, in bytes
+	maxHead          = 32 << 10        // of a server's or proxy's answer up to the 101 or the body, in bytes
 	maxErrorBody     = 4 << 10         // of the body of an answer other than 101, in bytes
-	maxBodyFraming   = 1 << 10         // of what frames such a body, in bytes
 	errorBodyTimeout = 2 * time.Second // for reading it
 	maxInformational = 5               // answers of the kind 1xx before the one that counts
 )
@@ -51,7 +50,6 @@ func readAnswer(conn net.Conn) (*answer, error) {
 
 // text returns the beginning of the body, or as much of it as comes soon from conn.
 func (a *answer) text(conn net.Conn) string {
-	a.limited.N = maxErrorBody + maxBodyFraming
 	if err := conn.SetReadDeadline(time.Now().Add(errorBodyTimeout)); err != nil {
 		return ""
 	}

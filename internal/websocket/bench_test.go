@@ -14,9 +14,11 @@ type endless struct {
 	stream []byte
 	at     int
 	most   int // bytes per read
+	asked  int // length of the last slice to read into
 }
 
 func (e *endless) Read(p []byte) (int, error) {
+	e.asked = len(p)
 	n := copy(p[:min(len(p), e.most)], e.stream[e.at:])
 	e.at = (e.at + n) % len(e.stream)
 	return n, nil
@@ -134,6 +136,47 @@ func TestTheHotPathAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, func() { failed = f() }); n >= 1 || failed != nil {
 			t.Errorf("%s: %v allocations each, %v", name, n, failed)
 		}
+	}
+}
+
+func TestReadBorrowsABufferOnlyWhileMoreIsWaiting(t *testing.T) {
+	e := &endless{stream: framesOf(100, true), most: 1000}
+	c := newConn(e, false, 0)
+	read := func(size, asked int) {
+		t.Helper()
+		if _, err := c.Read(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		if e.asked != asked {
+			t.Fatalf("read of %d asked the socket for %d, want %d", size, e.asked, asked)
+		}
+	}
+	drain := func() {
+		t.Helper()
+		for len(c.rest) > 0 {
+			read(4096, e.asked)
+		}
+	}
+	whole := len(buffer{}.bytes)
+	read(4096, 4096) // nothing is known, so nothing is borrowed
+	read(4096, 4096) // the last read was not full
+	e.most = 1 << 20
+	read(4096, 4096)
+	read(4096, whole) // the last read was full
+	drain()
+	e.most = 1000
+	read(4096, whole) // and so was the last one
+	drain()
+	if c.buf != nil {
+		t.Error("buffer held though the last read was not full")
+	}
+	e.most = 1 << 20
+	read(4096, 4096)
+	read(4096, whole)
+	drain()
+	read(directRead, directRead) // large enough by itself
+	if c.buf != nil {
+		t.Error("buffer held beside a slice that is large enough")
 	}
 }
 

@@ -198,6 +198,69 @@ func TestPingAndPongDoNotWaitForAStuckWriter(t *testing.T) {
 	}
 }
 
+func TestPingIsSentBetweenTheMessagesOfALongWrite(t *testing.T) {
+	socket, client := rawServer(t, nil)
+	if err := errors.Join(client.TCPConn().SetWriteBuffer(64<<10), socket.SetReadBuffer(64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	const size = 4 << 20
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := client.Write(make([]byte, size)); err != nil {
+			t.Errorf("write: %v", err)
+		}
+	})
+	defer wg.Wait()
+	waitFor(t, func() bool { return !idle(client) })
+	if err := client.Ping(nil); err != nil {
+		t.Fatal(err)
+	}
+	before := -1 // bytes that came before the ping
+	for got := 0; got < size; {
+		f, err := readRaw(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got += len(f.payload); f.first == 0x89 {
+			before = got
+		}
+	}
+	if before < 0 {
+		t.Fatal("ping had to wait for the whole write")
+	}
+}
+
+// hooked is a connection on which something happens during the first writes.
+type hooked struct {
+	endless
+	during []func()
+}
+
+func (h *hooked) Write(p []byte) (int, error) {
+	if len(h.during) > 0 {
+		f := h.during[0]
+		h.during = h.during[1:]
+		f()
+	}
+	return len(p), nil
+}
+
+func TestPingQueuedDuringAnotherIsSent(t *testing.T) {
+	h := &hooked{}
+	c := newConn(h, true, 0)
+	again := func() {
+		if err := c.Ping(nil); err != nil {
+			t.Error(err)
+		}
+	}
+	h.during = []func(){again, again, again}
+	again()
+	c.background.Wait()
+	if c.queued.Load() || len(h.during) > 0 {
+		t.Fatal("a ping is queued, and nobody sends it")
+	}
+}
+
 func TestReadGoesOnAfterADeadline(t *testing.T) {
 	address, accepted := serve(t, AcceptOptions{})
 	client, server := rawClient(t, address, accepted)

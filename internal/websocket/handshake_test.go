@@ -279,6 +279,9 @@ func TestDialReportsWhatTheServerAnswered(t *testing.T) {
 			if !ok || got.Status != test.status || got.Body != test.body || got.Header == nil {
 				t.Fatalf("error %v, want status %d", err, test.status)
 			}
+			if errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("error %v: the body was waited for too long", err)
+			}
 			if test.body != "" && test.status == 401 && !strings.Contains(err.Error(), "invalid token") {
 				t.Fatalf("error %v does not say why", err)
 			}
@@ -343,6 +346,9 @@ func TestDialSendsTheGivenHeader(t *testing.T) {
 	if strings.Contains(err.Error(), "secret") {
 		t.Fatalf("error %v shows the password", err)
 	}
+	if header.Get("Upgrade") != "h2c" || header.Get("Host") == "" {
+		t.Fatalf("the caller's header was changed to %v", header)
+	}
 	r := <-seen
 	user, password, _ := r.BasicAuth()
 	if r.Host != "e.piko.test" || len(r.Header["X-A"]) != 2 || r.RequestURI != "/a%2Fb?q=1" ||
@@ -357,6 +363,54 @@ func TestDialRefusesBadAddresses(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("address %q: %v", address, err)
 		}
+	}
+}
+
+func TestDialDoesNotEndUpWithHTTP2(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, err := Accept(w, r, AcceptOptions{}); err == nil {
+			_ = c.Close()
+		}
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	config := server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.NextProtos = []string{"h2", "http/1.1"}
+	client, _, err := Dial(t.Context(), server.URL, DialOptions{Proxy: noProxy, TLS: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = client.Close()
+	if len(config.NextProtos) != 2 {
+		t.Fatal("the caller's configuration was changed")
+	}
+}
+
+// timed is a connection that remembers its deadline.
+type timed struct {
+	endless
+	deadline time.Time
+	during   time.Time // the deadline at the last write
+}
+
+func (d *timed) SetDeadline(t time.Time) error {
+	d.deadline = t
+	return nil
+}
+
+func (d *timed) Write(p []byte) (int, error) {
+	d.during = d.deadline
+	return len(p), nil
+}
+
+func TestAnswerHasADeadlineAndTheConnectionNone(t *testing.T) {
+	conn := &timed{}
+	if err := accept(conn, rawKey, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if conn.during.IsZero() || !conn.deadline.IsZero() {
+		t.Fatalf("deadline %v during the answer, then %v", conn.during, conn.deadline)
 	}
 }
 
