@@ -31,7 +31,8 @@ func server(t *testing.T, end ending) string {
 		}
 		settings := yamux.DefaultConfig()
 		settings.LogOutput = io.Discard
-		session, err := yamux.Server(websocket.NetConn(context.WithoutCancel(r.Context()), ws, websocket.MessageBinary), settings)
+		conn := websocket.NetConn(context.WithoutCancel(r.Context()), ws, websocket.MessageBinary)
+		session, err := yamux.Server(conn, settings)
 		if err != nil {
 			t.Errorf("session: %v", err)
 			return
