@@ -1,8 +1,8 @@
 // Package fault is the catalogue of the error answers that Piko itself gives, and the one place that writes them.
 //
-// Every kind of failure has a code, PIKO-E followed by four digits, that never changes its meaning: the same code stands
-// in the Piko-Error response header, in the body, in the log, in the metric label and in `pikod explain`. The first
-// digit tells who can do something about it: 1 the client's request, 2 its credential, 3 routing, 4 the upstream,
+// Every kind of failure has a code, PIKO-E followed by four digits, that never changes its meaning: the same code
+// stands in the Piko-Error response header, in the body, in the log, in the metric label and in `pikod explain`. The
+// first digit tells who can do something about it: 1 the client's request, 2 its credential, 3 routing, 4 the upstream,
 // 5 this node, 6 an agent's session.
 //
 // The body is an RFC 9457 problem whose `error` member keeps the classic text that existing Piko clients know; a

@@ -5,9 +5,9 @@ import "slices"
 // All returns every fault, sorted by code. The slice belongs to the caller.
 func All() []Fault {
 	return []Fault{
-		MissingEndpoint, InvalidEndpoint, UnknownDomain, InvalidTarget, ProtectedHeader, TooManyFields, MethodNotAllowed,
-		ReservedPath, ExpectationFailed, BadBody, BadFraming, HeaderTooLarge, RequestTimeout, RateLimited,
-		UpgradeRequired,
+		MissingEndpoint, InvalidEndpoint, UnknownDomain, InvalidTarget, ProtectedHeader, TooManyFields,
+		MethodNotAllowed, ReservedPath, ExpectationFailed, BadBody, BadFraming, HeaderTooLarge, RequestTimeout,
+		RateLimited, UpgradeRequired,
 		MissingAuthorization, InvalidAuthorization, UnsupportedAuthType, InvalidToken, ExpiredToken, UnknownTenant,
 		EndpointNotPermitted, AuthUnavailable,
 		NoUpstreams, Overloaded,

@@ -37,11 +37,11 @@ var page = template.Must(template.New("fault").Parse(`<!doctype html>
 </html>
 `))
 
-// Write answers the request with the fault: status, Piko-Error header and body. The body is an RFC 9457 problem in JSON,
-// or a short page when the request prefers HTML. The detail is optional and goes out as it is given: it must not hold
-// anything secret, nor what the client sent. Headers already set on w that describe another body are removed. Write
-// must come before anything else was written to w; errors of the connection are not reported, as nobody could act on
-// them.
+// Write answers the request with the fault: status, Piko-Error header and body. The body is an RFC 9457 problem in
+// JSON, or a short page when the request prefers HTML. The detail is optional and goes out as it is given: it must not
+// hold anything secret, nor what the client sent. Headers already set on w that describe another body are removed.
+// Write must come before anything else was written to w; errors of the connection are not reported, as nobody could act
+// on them.
 func Write(w http.ResponseWriter, r *http.Request, f Fault, detail string) {
 	h := w.Header()
 	for _, name := range []string{"Content-Encoding", "Content-Range", "Etag", "Last-Modified", "Trailer", "Link"} {

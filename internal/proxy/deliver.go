@@ -22,7 +22,9 @@ func (x *exchange) deliver(s *router.Stream) {
 	x.record.status = x.head.status
 	x.responded = true
 	x.w.WriteHeader(x.head.status)
-	x.copier = bodyCopier{br: s.Reader(), w: x.w, flusher: x.server.flusher(x.w), buffers: x.server.buffers, dirty: true}
+	x.copier = bodyCopier{
+		br: s.Reader(), w: x.w, flusher: x.server.flusher(x.w), buffers: x.server.buffers, dirty: true,
+	}
 	trailer, err := x.copier.copy(x.head.framing, x.head.length)
 	x.record.sent = x.copier.written
 	if err != nil {

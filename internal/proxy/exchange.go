@@ -12,8 +12,9 @@ import (
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
-// exchange is one request and its answer. It is used by the handler's goroutine; what the sender of the request body and
-// the watcher of the client share with it is said there. Exchanges are pooled, so nothing may keep one after finish.
+// exchange is one request and its answer. It is used by the handler's goroutine; what the sender of the request body
+// and the watcher of the client share with it is said there. Exchanges are pooled, so nothing may keep one after
+// finish.
 type exchange struct {
 	server   *Server
 	settings *Settings
@@ -192,8 +193,8 @@ func (x *exchange) streamHeader(protocol string) tunnel.Header {
 	return h
 }
 
-// watch resets the stream as soon as the client is gone, so that the service need not work for nobody. The function that
-// it returns ends the watch.
+// watch resets the stream as soon as the client is gone, so that the service need not work for nobody. The function
+// that it returns ends the watch.
 func (x *exchange) watch(s *router.Stream) (stop func() bool) {
 	return context.AfterFunc(x.r.Context(), func() { _ = s.Reset() })
 }
@@ -229,7 +230,8 @@ func (x *exchange) refuse(f fault.Fault, err error) {
 		if x.sender != nil || x.expect || x.server.draining.Load() {
 			h.Set("Connection", "close")
 		}
-		// net/http reads a small rest of the body, to keep the connection; a client that sends slowly must not hold us up.
+		// net/http reads a small rest of the body, to keep the connection; a client that sends slowly must not hold us
+		// up.
 		x.readDeadline(lingerTimeout)
 	}
 	if f.Code == fault.MethodNotAllowed.Code || f.Code == fault.BadBody.Code || f.Code == fault.BadFraming.Code {

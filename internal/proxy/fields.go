@@ -34,7 +34,8 @@ func forwarding(name string) bool {
 }
 
 // twin returns the canonical name that a CGI-like service takes a name with underscores for: it turns '-' and '_' into
-// the same thing, so that `X_Piko_Endpoint` would be read as ours. Names without an underscore are returned as they are.
+// the same thing, so that `X_Piko_Endpoint` would be read as ours. Names without an underscore are returned as they
+// are.
 func twin(name string) string {
 	if !strings.Contains(name, "_") {
 		return name
@@ -105,7 +106,10 @@ func inTrailer(name string) bool {
 		"Pragma", "Range", "Retry-After", "Vary", "Warning", "Www-Authenticate", "Accept-Ranges":
 		return false
 	}
-	return !dropped(name) && !forwarding(name) && !strings.HasPrefix(name, "Content-") && !strings.HasPrefix(name, "If-")
+	if strings.HasPrefix(name, "Content-") || strings.HasPrefix(name, "If-") {
+		return false
+	}
+	return !dropped(name) && !forwarding(name)
 }
 
 // countFields returns the number of field lines.

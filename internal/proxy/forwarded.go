@@ -44,8 +44,8 @@ func originOf(r *http.Request, trusted config.CIDRs) origin {
 }
 
 // clientOf walks X-Forwarded-For from its right end, where the nearest proxy has written, and returns the first address
-// that is not a trusted proxy's: further left stands what anybody may have sent. When all are trusted it is the leftmost
-// one; something that is no address ends the walk. The result is invalid when there is no address at all.
+// that is not a trusted proxy's: further left stands what anybody may have sent. When all are trusted it is the
+// leftmost one; something that is no address ends the walk. The result is invalid when there is no address at all.
 func clientOf(lines []string, trusted config.CIDRs) (client netip.Addr) {
 	for i := len(lines) - 1; i >= 0; i-- {
 		rest := lines[i]

@@ -59,7 +59,8 @@ func (c h2Conn) Usable() bool { return c.Err() == nil && c.Available() > 0 }
 func (u *h2Upstream) conn(ctx context.Context, s *router.Stream) (h2Conn, error) {
 	c, ok := s.Attached().(h2Conn)
 	if !ok {
-		cc, err := u.transport.NewClientConn(context.WithValue(ctx, h2ConnKey{}, net.Conn(s.Conn())), "http", "upstream:80")
+		ctx = context.WithValue(ctx, h2ConnKey{}, net.Conn(s.Conn()))
+		cc, err := u.transport.NewClientConn(ctx, "http", "upstream:80")
 		if err != nil {
 			return c, err
 		}
@@ -69,7 +70,8 @@ func (u *h2Upstream) conn(ctx context.Context, s *router.Stream) (h2Conn, error)
 	return c, c.Reserve()
 }
 
-// serveH2 passes the request on by HTTP/2. It reports false, having done nothing, when nobody at the endpoint speaks it.
+// serveH2 passes the request on by HTTP/2. It reports false, having done nothing, when nobody at the endpoint speaks
+// it.
 func (x *exchange) serveH2() bool {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)

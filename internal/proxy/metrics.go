@@ -47,7 +47,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Name: "piko_proxy_clients_gone_total", Help: "Requests whose client left before the answer.",
 	})
 	m.duration = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "piko_proxy_request_duration_seconds", Help: "Time from the header of a request to the end of its answer.",
+		Name: "piko_proxy_request_duration_seconds", Help: "Time from a request's header to the end of its answer.",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, 1, 2.5, 10, 60},
 	})
 	m.inFlight = prometheus.NewGauge(prometheus.GaugeOpts{

@@ -19,8 +19,8 @@ const (
 	crlf          = "\r\n"
 )
 
-// bodySender sends the body of a request to the service while the answer may already be coming back. It is one goroutine
-// per such request, which the exchange waits for before it ends.
+// bodySender sends the body of a request to the service while the answer may already be coming back. It is one
+// goroutine per such request, which the exchange waits for before it ends.
 type bodySender struct {
 	r       *http.Request
 	stream  *router.Stream
@@ -37,7 +37,7 @@ type bodySender struct {
 	err      error // the client's fault: it broke off, or its framing is wrong
 }
 
-// run copies until the body ends, the client or the service breaks, or somebody calls stop.
+// run copies until the body ends, the client or the service breaks, or somebody sets stopped.
 func (s *bodySender) run(buffers *copyBuffers) {
 	defer close(s.done)
 	room := buffers.middle.Get().(*[copyMiddle]byte)
@@ -119,7 +119,8 @@ func (s *bodySender) discard(p []byte, err error) {
 	}
 }
 
-// stop makes run return soon, and waits for it.
+// stopBody makes the sender return soon, and waits for it. The stream must have been ended before, or its writes could
+// last for ever.
 func (x *exchange) stopBody() {
 	s := x.sender
 	if s == nil {
@@ -130,7 +131,8 @@ func (x *exchange) stopBody() {
 		if x.r.ProtoMajor == 1 {
 			x.readDeadline(lingerTimeout)
 		} else {
-			// The server resets the stream of a request whose body was not read when the handler returns (RFC 9113, 8.1).
+			// The server resets the stream of a request whose body was not read when the handler returns (RFC 9113,
+			// 8.1).
 			_ = x.r.Body.Close()
 		}
 	}

@@ -43,8 +43,8 @@ type bodyCopier struct {
 	level   int // of the buffer that the last reads have earned: 0 none, 1 middle, 2 large
 }
 
-// copy passes on the body and returns its trailer fields. io.ErrUnexpectedEOF and every other error mean that the client
-// must see the answer break.
+// copy passes on the body and returns its trailer fields. io.ErrUnexpectedEOF and every other error mean that the
+// client must see the answer break.
 func (c *bodyCopier) copy(f framing, length int64) (trailer []field, err error) {
 	switch f {
 	case byLength:
@@ -101,8 +101,8 @@ func (c *bodyCopier) some(limit int64) (int64, error) {
 	return int64(len(p)), err
 }
 
-// large is one read into a buffer that is larger than the reader's own, which the reader then leaves out of the way. The
-// buffer grows while reads fill it and is given back at once when they no longer do.
+// large is one read into a buffer that is larger than the reader's own, which the reader then leaves out of the way.
+// The buffer grows while reads fill it and is given back at once when they no longer do.
 func (c *bodyCopier) large(limit int64) (int64, error) {
 	var p []byte
 	if c.level == 1 {

@@ -45,8 +45,8 @@ func (h *responseHead) reset() {
 }
 
 // readHead returns the next head, with its empty line, from br. At most limit bytes are read; a line that does not end
-// in CRLF and anything that does not begin like HTTP/1 are found as soon as they have arrived, not at a timeout. started
-// tells whether any byte came at all.
+// in CRLF and anything that does not begin like HTTP/1 are found as soon as they have arrived, not at a timeout.
+// started tells whether any byte came at all.
 func readHead(br *bufio.Reader, limit int) (head string, started bool, err error) {
 	if _, err := br.Peek(1); err != nil {
 		return "", false, err
@@ -155,7 +155,8 @@ func (h *responseHead) parse(head string) error {
 
 // parseStatus reads `HTTP/1.x 200 reason`; the reason and the space in front of it may be missing.
 func (h *responseHead) parseStatus(line string) error {
-	if len(line) < len("HTTP/1.1 200") || line[:7] != "HTTP/1." || (line[7] != '0' && line[7] != '1') || line[8] != ' ' {
+	const begin = "HTTP/1."
+	if len(line) < len(begin+"1 200") || line[:7] != begin || (line[7] != '0' && line[7] != '1') || line[8] != ' ' {
 		return malformed("status line")
 	}
 	h.minor = int(line[7] - '0')

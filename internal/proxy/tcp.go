@@ -20,7 +20,9 @@ func (x *exchange) serveTCP() {
 		x.refuse(fault.UpgradeRequired, nil)
 		return
 	}
-	s, err := x.server.router.Open(x.r.Context(), router.Request{Key: x.key, Header: x.streamHeader(tunnel.ProtocolTCP)})
+	s, err := x.server.router.Open(x.r.Context(), router.Request{
+		Key: x.key, Header: x.streamHeader(tunnel.ProtocolTCP),
+	})
 	if err != nil {
 		x.notOpened(err, false)
 		return
