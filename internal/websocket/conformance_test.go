@@ -102,6 +102,8 @@ func fragmentCases() []conformance {
 		{name: "empty fragments around data", send: join(masked(0x02, ""), masked(0x00, "x"), masked(0x80, "")), data: "x"},
 		{name: "64 fragments", send: fragments(64), data: strings.Repeat("x", 64)},
 		{name: "100 fragments of 1.5 KiB", send: cut(100, 1536), data: strings.Repeat("x", 100*1536)},
+		{name: "200 fragments of 1,200 bytes", send: cut(200, 1200), data: strings.Repeat("x", 200*1200)},
+		{name: "200 fragments of 500 bytes", send: cut(200, 500), data: strings.Repeat("x", 125*500), err: fault(1008)},
 		{name: "65 fragments", send: fragments(65), data: strings.Repeat("x", 64), err: fault(1008)},
 		{name: "100,000 empty fragments", send: join(masked(0x02, ""), bytes.Repeat(masked(0x00, ""), 1e5)), err: fault(1008)},
 		{name: "largest message in two", send: join(masked(0x02, half), masked(0x80, half)), data: half + half},
