@@ -35,6 +35,7 @@ type Node struct {
 
 	mu       sync.Mutex // guards the following
 	server   *http.Server
+	killed   bool // a handshake that ends now comes too late
 	sessions map[*tunnel.Session]map[string]tunnel.Listen
 	refuse   map[string]string // endpoint -> code
 	status   int               // of handshakes; 0: they succeed
@@ -71,7 +72,7 @@ func (n *Node) Restart() {
 	}
 	server := &http.Server{Handler: n, ReadHeaderTimeout: patience}
 	n.mu.Lock()
-	n.addr, n.server = ln.Addr().String(), server
+	n.addr, n.server, n.killed = ln.Addr().String(), server, false
 	n.mu.Unlock()
 	n.handlers.Go(func() { _ = server.Serve(ln) })
 }
@@ -80,6 +81,7 @@ func (n *Node) Restart() {
 func (n *Node) Kill() {
 	n.mu.Lock()
 	server := n.server
+	n.killed = true
 	n.mu.Unlock()
 	_ = server.Close()
 	for _, s := range n.all() {
@@ -108,15 +110,20 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		n.serveTCP(w, r, endpoint)
 		return
 	}
-	s, err := tunnel.AcceptNative(w, r, tunnel.NodeOptions{NodeID: n.ID, Handler: n})
+	s, err := tunnel.AcceptNative(w, r, tunnel.NodeOptions{NodeID: n.ID, Handler: n, MaxStreams: 8192})
 	if err != nil {
 		return
 	}
+	killed := false
 	n.update(func() {
+		killed = n.killed
 		if n.sessions[s] == nil {
 			n.sessions[s] = map[string]tunnel.Listen{}
 		}
 	})
+	if killed {
+		_ = s.CloseNow(errors.New("killed"))
+	}
 	n.handlers.Go(func() {
 		<-s.Done()
 		n.update(func() { delete(n.sessions, s) })
@@ -143,7 +150,13 @@ func (n *Node) serveTCP(w http.ResponseWriter, r *http.Request, endpoint string)
 func (n *Node) Listen(s *tunnel.Session, l tunnel.Listen) {
 	n.mu.Lock()
 	code := n.refuse[l.Endpoint]
-	if code == "" {
+	ended := false
+	select {
+	case <-s.Done():
+		ended = true // and forgotten, perhaps
+	default:
+	}
+	if code == "" && !ended {
 		if n.sessions[s] == nil {
 			n.sessions[s] = map[string]tunnel.Listen{}
 		}
@@ -209,12 +222,21 @@ func (n *Node) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error
 	return session.Open(ctx, h)
 }
 
-// OpenAnyway opens a stream on any session, whether it listens on the endpoint or not.
+// OpenAnyway opens a stream on any session that listens on something, be it this endpoint or not. Sessions that listen on
+// nothing are passed over: an agent ends those at once with which it has met the same node again.
 func (n *Node) OpenAnyway(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error) {
-	for _, s := range n.all() {
-		return s.Open(ctx, h)
+	n.mu.Lock()
+	var session *tunnel.Session
+	for s, listens := range n.sessions {
+		if len(listens) > 0 {
+			session = s
+		}
 	}
-	return nil, errors.New("no session")
+	n.mu.Unlock()
+	if session == nil {
+		return nil, errors.New("no session listens")
+	}
+	return session.Open(ctx, h)
 }
 
 // Sessions returns the number of sessions.
