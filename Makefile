@@ -26,7 +26,7 @@ test: tools build unit e2e ## run all tests under the race detector, with real p
 
 .PHONY: unit
 unit: ## test the packages under the race detector
-	$(GO) test -race -count=1 -timeout=15m ./...
+	$(GO) test -race -count=1 -timeout=8m ./...
 
 .PHONY: e2e
 e2e: build ## test the binaries in bin/ with curl, redis, gRPC and others
