@@ -70,9 +70,7 @@ func AcceptNative(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sessi
 	if err != nil {
 		return nil, fmt.Errorf("accept agent %s: %w", r.RemoteAddr, err)
 	}
-	if !s.l.spawn(func() { s.listen(s.handle) }) {
-		return nil, s.l.reason()
-	}
+	s.listen(s.handle)
 	s.follow()
 	return s, nil
 }

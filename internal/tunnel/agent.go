@@ -147,10 +147,8 @@ func (i *Incoming) Refuse(code, reason string) error {
 
 // run starts the goroutines of the session.
 func (s *AgentSession) run() error {
-	started := s.l.spawn(func() { s.listen(s.handle) }) &&
-		s.l.spawn(s.accept) &&
-		s.l.spawn(s.heartbeat)
-	if !started {
+	s.listen(s.handle)
+	if !s.l.spawn(s.accept) || !s.l.spawn(s.heartbeat) {
 		return s.l.reason()
 	}
 	return nil
@@ -161,8 +159,9 @@ func (s *AgentSession) accept() {
 	for {
 		ys, err := s.ys.AcceptStream()
 		if err != nil {
-			// It may be that only a write took too long; nobody would accept streams then.
-			s.l.fail(err)
+			if !s.ys.IsClosed() {
+				s.l.fail(err) // only a write took too long, but nobody would accept streams from now on
+			}
 			return
 		}
 		st := s.stream(ys)

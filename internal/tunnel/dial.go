@@ -48,9 +48,7 @@ func DialPeer(ctx context.Context, o DialOptions, n NodeOptions) (*Session, erro
 	if err := s.dial(ctx, o, PathPeer, role{client: true, native: true}, &s.node, n.sizes()); err != nil {
 		return nil, fmt.Errorf("connect to peer %s: %w", redacted(o.URL), err)
 	}
-	if !s.l.spawn(func() { s.listen(s.handle) }) {
-		return nil, s.l.reason()
-	}
+	s.listen(s.handle)
 	s.follow()
 	return s, nil
 }

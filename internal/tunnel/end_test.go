@@ -97,7 +97,7 @@ func TestIdlePeerIsKeptByItsPongs(t *testing.T) {
 func TestAgentFindsASilentNode(t *testing.T) {
 	noLeaks(t)
 	n := newNode(t, NodeOptions{})
-	a := n.dial(t, DialOptions{Heartbeat: 5 * time.Millisecond, Dead: 60 * time.Millisecond})
+	a := n.dial(t, DialOptions{Heartbeat: 5 * time.Millisecond, Dead: 300 * time.Millisecond})
 	s := n.session(t)
 	eventually(t, "a pong", func() bool { return a.l.pinged.Load() > 0 })
 	s.l.mu.Lock()
@@ -270,18 +270,19 @@ func TestStreamThatNobodyReadsSlowsNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slow.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-	_, err = slow.Write(make([]byte, 64<<20)) // more than any window
-	if err == nil {
-		t.Fatal("everything was taken")
-	}
-	start := time.Now()
-	for range 100 {
+	blocked := make(chan error, 1)
+	go func() {
+		_, err := slow.Write(make([]byte, 64<<20)) // more than any window
+		blocked <- err
+	}()
+	for range 1000 {
 		exchange(t, fast, "quick")
 	}
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("100 exchanges took %v", took)
+	if len(blocked) > 0 {
+		t.Fatalf("the slow stream is not slow: %v", <-blocked)
 	}
+	slow.Reset()
+	wantError(t, receive(t, blocked, "end of Write"), ErrReset)
 }
 
 func TestIdleTellsWhatIsWrongWithAStream(t *testing.T) {

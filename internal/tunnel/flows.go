@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"time"
 )
 
@@ -9,20 +8,28 @@ import (
 // the backlog of every peer, which would reset what exceeds it.
 const maxUnacknowledged = 128
 
-// admit reserves the place of one more stream of at most limit. It is given back by cancel, or by the stream's end.
-func (l *link) admit(limit int) error {
+// lastStream is after which number a session is given up: a margin before the end of all numbers.
+const lastStream = 1<<32 - 1<<20
+
+// admit reserves the place of one more stream of at most limit. It is given back by cancel, or by the stream's end. It also
+// reports whether that was the last stream, for want of numbers.
+func (l *link) admit(limit int) (last bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.closed || l.broken:
-		return l.causeLocked()
+		return false, l.causeLocked()
 	case l.stopped:
-		return &RefusedError{Code: CodeDraining, Reason: "session takes no new streams"}
+		return false, &RefusedError{Code: CodeDraining, Reason: "session takes no new streams"}
 	case l.nflows+l.opening >= limit:
-		return &RefusedError{Code: CodeOverloaded, Reason: "session has all the streams it may have"}
+		return false, &RefusedError{Code: CodeOverloaded, Reason: "session has all the streams it may have"}
 	}
 	l.opening++
-	return nil
+	last = l.lastLocal >= lastStream
+	if last {
+		l.stopLocked()
+	}
+	return last, nil
 }
 
 // cancel gives back what admit reserved, when no SYN was sent.
@@ -124,6 +131,33 @@ func (l *link) abandon(f *flow, wait time.Duration) {
 	f.timer = time.AfterFunc(wait, func() { l.reset(f) })
 }
 
+// serve has f run in a goroutine of its own whenever something has come on the control stream and none runs already; f ends
+// with heard reporting false, or with the session.
+func (l *link) serve(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.server = f
+	l.controlLocked(l.flows[controlStream])
+}
+
+// controlLocked starts the goroutine that reads the control stream. The caller holds mu.
+func (l *link) controlLocked(f *flow) {
+	if l.server != nil && !l.serving && !l.closed {
+		l.serving = true
+		l.control = f
+		l.jobs.Go(l.server)
+	}
+}
+
+// heard reports whether there is more on the control stream, of which read bytes are read, or it has ended.
+func (l *link) heard(read int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.control
+	l.serving = f == nil || f.in > read || f.finIn || f.gone
+	return l.serving
+}
+
 // ended reports whether the end of the data that yamux reported is the peer's FIN.
 func (l *link) ended(f *flow) bool {
 	l.mu.Lock()
@@ -149,13 +183,13 @@ func (l *link) endFlows() {
 	l.emptyLocked()
 }
 
-// awaitEmpty blocks until there are no streams, the session ends, or ctx does.
-func (l *link) awaitEmpty(ctx context.Context) error {
+// awaitEmpty blocks until there are no streams or the session has ended, and then reports true, or until stop is closed.
+func (l *link) awaitEmpty(stop <-chan struct{}) bool {
 	for {
 		l.mu.Lock()
 		if l.nflows+l.opening == 0 || l.closed {
 			l.mu.Unlock()
-			return nil
+			return true
 		}
 		if l.emptied == nil {
 			l.emptied = make(chan struct{})
@@ -165,9 +199,9 @@ func (l *link) awaitEmpty(ctx context.Context) error {
 		select {
 		case <-emptied:
 		case <-l.done:
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
+			return true
+		case <-stop:
+			return false
 		}
 	}
 }

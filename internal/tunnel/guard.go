@@ -34,6 +34,9 @@ type guard struct {
 	pingSent    time.Duration
 	pingPending bool
 	blamed      string // an abuse that is not reported yet
+	control     *flow  // whose reader is or was running
+	server      func() // reads the control stream
+	serving     bool
 }
 
 // flow is the state of one stream as seen on the wire.
@@ -158,6 +161,9 @@ func (l *link) flowLocked(f *flow, h frame) (bool, *AbuseError) {
 	}
 	if flags&flagRST != 0 || f.finIn && f.finOut {
 		l.endLocked(f)
+	}
+	if f.control && (h.kind() == kindData || flags&(flagFIN|flagRST) != 0) {
+		l.controlLocked(f)
 	}
 	return !f.discard || flags != 0, nil
 }

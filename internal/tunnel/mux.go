@@ -141,13 +141,13 @@ func (m *mux) Wait() {
 // shutdown ends the session in order: see Session.Shutdown.
 func (m *mux) shutdown(ctx context.Context) error {
 	m.l.stop()
-	err := m.l.awaitEmpty(ctx)
+	empty := m.l.awaitEmpty(ctx.Done())
 	m.l.farewell()
 	// It returns nil.
 	_ = m.ys.Close()
 	m.Wait()
-	if err != nil {
-		return fmt.Errorf("session %s ended with open streams: %w", m.id, err)
+	if !empty {
+		return fmt.Errorf("session %s ended with open streams: %w", m.id, context.Cause(ctx))
 	}
 	return nil
 }
@@ -186,33 +186,47 @@ func (m *mux) send(kind string, body any) error {
 
 // lost ends a session whose control stream is no longer in order.
 func (m *mux) lost(kind string, err error) error {
-	if err := m.l.err(); err != nil {
-		return err
+	if m.ys.IsClosed() {
+		return m.l.reason()
 	}
 	err = fmt.Errorf("send control message %q: %w", kind, err)
 	m.l.fail(err)
 	return err
 }
 
-// listen reads control messages until the session ends, and calls handle for each.
+// listen has handle called for each control message from now on. A goroutine runs only while there are messages: most
+// sessions hear none for hours.
 func (m *mux) listen(handle func(kind string, object []byte) error) {
-	for {
-		// The buffer is not kept: there is nothing to read for hours.
-		kind, object, err := readMessage(m.ctl.st, nil)
-		if err == nil {
-			err = handle(kind, object)
+	m.l.serve(func() {
+		for m.l.heard(m.ctl.st.read.Load()) {
+			if err := m.hear(handle); err != nil {
+				m.misheard(err)
+				return
+			}
+			m.ctl.st.Shrink()
 		}
-		if err == nil {
-			continue
-		}
-		if errors.Is(err, errMalformed) {
-			m.l.abuse(&AbuseError{AbuseControl, err.Error()})
-			return
-		}
-		if m.l.err() == nil {
-			m.l.fail(fmt.Errorf("control stream ended: %w", noEOF(err)))
-		}
-		return
+	})
+}
+
+// hear reads one control message, of which some bytes have come.
+func (m *mux) hear(handle func(kind string, object []byte) error) error {
+	if err := m.ctl.st.SetReadDeadline(time.Now().Add(controlTimeout)); err != nil {
+		return err
+	}
+	kind, object, err := readMessage(m.ctl.st, nil)
+	if err != nil {
+		return err
+	}
+	return handle(kind, object)
+}
+
+// misheard ends a session whose control stream cannot be read any more.
+func (m *mux) misheard(err error) {
+	switch {
+	case errors.Is(err, errMalformed):
+		m.l.abuse(&AbuseError{AbuseControl, err.Error()})
+	case !m.ys.IsClosed():
+		m.l.fail(fmt.Errorf("control stream ended: %w", noEOF(err)))
 	}
 }
 

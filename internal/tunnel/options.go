@@ -19,7 +19,7 @@ const (
 	defaultUnaccepted  = 256
 )
 
-// Handler hears what the agent of a native session asks for. Its methods are called one after another from one goroutine of
+// Handler hears what the agent of a native session asks for. Its methods are called one after another, by a goroutine of
 // the session, and must not block. They may call the methods of the session.
 type Handler interface {
 	// Listen asks for an endpoint. The answer is [Session.Listening] or [Session.Refuse], now or later.

@@ -119,12 +119,15 @@ func (s *Session) open(ctx context.Context, h Header) (*Stream, error) {
 			return nil, err
 		}
 	}
-	if err := s.l.admit(s.o.MaxStreams); err != nil {
+	last, err := s.l.admit(s.o.MaxStreams)
+	if err != nil {
 		return nil, err
+	}
+	if last {
+		s.l.spawn(s.retire)
 	}
 	timer := time.NewTimer(s.o.OpenTimeout)
 	defer timer.Stop()
-	err := error(nil)
 	select {
 	case s.l.syn <- struct{}{}:
 	case <-ctx.Done():
@@ -155,6 +158,16 @@ func (s *Session) open(ctx context.Context, h Header) (*Stream, error) {
 	}
 	o.abandon()
 	return nil, err
+}
+
+// retire ends a session that has used up the numbers of streams, once the last streams have ended. The agent connects anew.
+func (s *Session) retire() {
+	// When it cannot be sent, the session has ended.
+	_ = s.Drain("all stream numbers are used", time.Time{})
+	s.l.awaitEmpty(nil)
+	s.l.farewell()
+	// It returns nil.
+	_ = s.ys.Close()
 }
 
 // begin opens a stream for o.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -333,7 +334,7 @@ func TestStreamsOpenedAtTheSameTimeDoNotMix(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					want := bytes.Repeat([]byte{byte(w), byte(i)}, 1+i*i*100)
+					want := bytes.Repeat([]byte{byte(w), byte(i)}, 1+i*i*20)
 					go func() {
 						st.Write(want)
 						if i%3 != 0 {
@@ -397,4 +398,77 @@ func TestCallbacksTellOfClosingAndThenOfTheEnd(t *testing.T) {
 	agent.Close()
 	want("closing " + s.ID())
 	want("done " + s.ID())
+}
+
+func TestSessionsOverTLS(t *testing.T) {
+	noLeaks(t)
+	n := unstarted(t, NodeOptions{})
+	n.StartTLS()
+	a := n.dial(t, DialOptions{TLS: n.Client().Transport.(*http.Transport).TLSClientConfig})
+	s := n.session(t)
+	near, far := connect(t, s, a)
+	other, otherFar := connect(t, s, a)
+	failed := make(chan error, 2)
+	go func() {
+		_, err := far.Read(make([]byte, 1))
+		failed <- err
+	}()
+	near.Reset() // interrupts reads of the TLS connection at both ends
+	wantError(t, receive(t, failed, "end of Read"), ErrReset)
+	for range 3 {
+		exchangeOneWay(t, other, otherFar, "still fine")
+		exchangeOneWay(t, otherFar, other, "still fine")
+	}
+	go func() {
+		other.Write(make([]byte, 4<<20))
+		other.CloseWrite()
+	}()
+	if n, err := io.Copy(io.Discard, otherFar); n != 4<<20 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	otherFar.Close()
+	if err := a.Shutdown(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	s.Wait()
+}
+
+func TestClassicOverTLSEndsWithReset(t *testing.T) {
+	noLeaks(t)
+	n := unstarted(t, NodeOptions{HandshakeTimeout: 50 * time.Millisecond})
+	n.StartTLS()
+	target := "wss" + n.URL[len("https"):] + PathClassic + "/e"
+	ws, _, err := websocket.Dial(timeout(t), target, websocket.DialOptions{
+		TLS: n.Client().Transport.(*http.Transport).TLSClientConfig,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Reset()
+	n.session(t).CloseNow(nil)
+	for {
+		if _, err = ws.Read(make([]byte, 512)); err != nil {
+			break
+		}
+	}
+	wantError(t, err, syscall.ECONNRESET)
+}
+
+func TestSessionWithoutStreamNumbersIsReplaced(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	near, _ := connect(t, s, a)
+	s.l.mu.Lock()
+	s.l.lastLocal = lastStream
+	s.l.mu.Unlock()
+	last, lastFar := connect(t, s, a)
+	receive(t, a.Draining(), "drain")
+	receive(t, s.Closing(), "end of Closing")
+	_, err := s.Open(timeout(t), Header{Endpoint: "e"})
+	wantRefused(t, err, CodeDraining)
+	exchangeOneWay(t, last, lastFar, "still works")
+	last.Reset()
+	near.Reset()
+	receive(t, s.Done(), "end of the session")
+	receive(t, a.Done(), "end of the session")
 }
