@@ -115,8 +115,9 @@ var errSameNode = errors.New("another session leads to the same node")
 
 // keep fills one place for a connection as long as the pool lives.
 func (p *pool) keep(ctx context.Context) {
-	var failed backoff.Backoff                // no session could be made
-	same := backoff.Backoff{Max: time.Minute} // there seems to be no other node
+	var failed backoff.Backoff                 // no session could be made
+	short := backoff.Backoff{Max: time.Second} // sessions that were made did not last
+	same := backoff.Backoff{Max: time.Minute}  // there seems to be no other node
 	report := reporter{log: p.log, url: p.url}
 	for p.awaitListener(ctx) {
 		attempt := p.beginDial()
@@ -126,10 +127,11 @@ func (p *pool) keep(ctx context.Context) {
 		case err == nil:
 			report.connected(k)
 			same.Reset()
+			failed.Reset() // a node that is restarted again and again is there, so it is not left alone for long
 			if p.hold(ctx, k) >= time.Second {
-				failed.Reset()
+				short.Reset()
 			}
-			if failed.Wait(ctx) != nil {
+			if short.Wait(ctx) != nil {
 				return
 			}
 		case errors.Is(err, errSameNode):
