@@ -137,6 +137,12 @@ func (c *conn) set(b *bool) error {
 	return nil
 }
 
+func (c *conn) expired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.past
+}
+
 func (c *conn) ended() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

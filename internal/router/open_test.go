@@ -3,6 +3,7 @@ package router_test
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,7 +143,28 @@ func TestFaultsInARowEject(t *testing.T) {
 		if x, _ := r.Explain("e"); x.Upstreams[0].Faults != 0 || x.Upstreams[0].State != "healthy" {
 			t.Errorf("after healing: %+v", x.Upstreams[0])
 		}
+		bad.answer = refusing(tunnel.CodeServiceUnreachable)
+		asked(t, r, bad, 100)
+		if x, _ := r.Explain("e"); x.Upstreams[0].For != "10s" {
+			t.Errorf("ejected anew for %q, want 10s", x.Upstreams[0].For)
+		}
 	})
+}
+
+func TestThoseOnTheirWayDoNotEjectAgain(t *testing.T) {
+	r := router.New(router.Options{Settings: router.Settings{EjectAfter: 5}})
+	r.Add("e", newSession("a"), router.UpstreamOptions{})
+	var streams []*router.Stream
+	for range 50 {
+		streams = append(streams, open(t, r, tcpRequest("e")))
+	}
+	for _, s := range streams {
+		s.Failed(io.ErrUnexpectedEOF)
+		_ = s.Reset()
+	}
+	if x, _ := r.Explain("e"); x.Upstreams[0].For != "10s" {
+		t.Errorf("ejected for %q, want 10s", x.Upstreams[0].For)
+	}
 }
 
 func TestAProbeWithoutVerdictIsNotTheLast(t *testing.T) {

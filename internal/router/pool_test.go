@@ -125,9 +125,8 @@ func TestDeadlinesEndWithTheExchange(t *testing.T) {
 	st.Release()
 	next := open(t, r, httpRequest("e"))
 	defer end(next)
-	s.conn(t, 0).data <- []byte("x")
-	if _, err := next.Read(make([]byte, 1)); err != nil {
-		t.Errorf("read under the deadline of the exchange before: %v", err)
+	if c := s.conn(t, 0); !next.Reused() || c.expired() {
+		t.Errorf("reused = %v, deadline passed = %v; want true, false", next.Reused(), c.expired())
 	}
 }
 
@@ -216,6 +215,16 @@ func TestARemovedUpstreamKeepsNothing(t *testing.T) {
 	busy.Release()
 	if got := s.conn(t, 1).ended(); got != "closed" || u.Idle() != 0 {
 		t.Errorf("released after the removal it is %s with %d idle, want closed and 0", got, u.Idle())
+	}
+}
+
+func TestAClosingSessionKeepsNoStream(t *testing.T) {
+	r, s, u := one(t)
+	st := open(t, r, httpRequest("e"))
+	close(s.closing)
+	st.Release()
+	if got := s.conn(t, 0).ended(); got != "closed" || u.Idle() != 0 {
+		t.Errorf("the stream is %s with %d idle, want closed and 0", got, u.Idle())
 	}
 }
 

@@ -105,9 +105,9 @@ func (s *Server) drain(ctx context.Context) {
 
 	// 4. Streams relayed for peers would finish here. This node has none.
 
-	// 5. Sessions end: nothing runs on them any more, or the time is over. Idle streams go first, so that they do not
-	// count as running. Classic agents must see a reset and no clean end, which Shutdown of the session sees to.
-	if n := s.sessions.shutdown(ctx, s); n > 0 {
+	// 5. Sessions end: nothing runs on them any more, or the time is over. Classic agents must see a
+	// reset and no clean end, which Shutdown of the session sees to.
+	if n := s.sessions.shutdown(ctx); n > 0 {
 		log.WithField("sessions", n).Warn("sessions ended with open streams")
 	}
 	_ = s.upstream.Close() // handshakes that came too late

@@ -197,7 +197,10 @@ func (s *Server) Ready() error {
 	if st := state(s.state.Load()); st != up {
 		return errors.New(st.String())
 	}
-	return errors.Join(s.agents.Ready(), s.clients.Ready())
+	if s.agents.Ready() != nil || s.clients.Ready() != nil {
+		return auth.ErrUnavailable // why is nothing for a stranger, who may ask too
+	}
+	return nil
 }
 
 func (s *Server) draining() bool { return state(s.state.Load()) == draining }

@@ -123,6 +123,11 @@ func TestWhoGetsNoSession(t *testing.T) {
 
 func TestTheNumberOfSessionsIsLimited(t *testing.T) {
 	n := start(t, func(c *config.Pikod) { c.Upstream.MaxSessions = 2 })
+	for range 5 { // handshakes that fail give their room back
+		n.get(n.url("upstream", tunnel.PathTunnel))
+		n.get(n.url("upstream", tunnel.PathClassic+"/web"))
+		n.get(n.url("upstream", tunnel.PathClassic+"/a%20b"))
+	}
 	first := n.agent("a1", "web")
 	n.classic("web", "old")
 	_, err := n.dial("a2", "", "")
@@ -135,10 +140,6 @@ func TestTheNumberOfSessionsIsLimited(t *testing.T) {
 		_, err := n.dial("a3", "", "")
 		return err == nil
 	})
-	// Handshakes that fail give their room back.
-	for range 5 {
-		n.get(n.url("upstream", tunnel.PathTunnel))
-	}
 }
 
 func TestWhyAnEndpointIsRefused(t *testing.T) {

@@ -150,14 +150,14 @@ func (ss *sessions) drain(reason string, deadline time.Time) {
 }
 
 // shutdown ends all sessions when their streams have ended, or ctx has, and waits until everything that belonged to
-// them is gone. It returns how many had open streams then.
-func (ss *sessions) shutdown(ctx context.Context, s *Server) int {
+// them is gone. It returns how many had open streams then. Idle streams do not count: the router drops those of a
+// session that takes nothing new.
+func (ss *sessions) shutdown(ctx context.Context) int {
 	ss.mu.Lock()
 	ss.closed = true
 	ss.mu.Unlock()
 	var cut atomic.Int64
 	for _, x := range ss.list() {
-		s.router.RemoveSession(x.route) // closes its idle streams
 		ss.work.Go(func() {
 			if x.tunnel.Shutdown(ctx) != nil {
 				cut.Add(1)
