@@ -148,14 +148,14 @@ func (i *Incoming) Refuse(code, reason string) error {
 // run starts the goroutines of the session.
 func (s *AgentSession) run() error {
 	s.listen(s.handle)
-	if !s.l.spawn(s.accept) || !s.l.spawn(s.heartbeat) {
+	if !s.l.spawn(s.take) || !s.l.spawn(s.heartbeat) {
 		return s.l.reason()
 	}
 	return nil
 }
 
-// accept takes streams from yamux at once, so that none is reset for want of room, and limits them afterwards.
-func (s *AgentSession) accept() {
+// take accepts streams from yamux at once, so that none is reset for want of room, and limits them afterwards.
+func (s *AgentSession) take() {
 	for {
 		ys, err := s.ys.AcceptStream()
 		if err != nil {

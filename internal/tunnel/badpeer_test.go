@@ -428,3 +428,19 @@ func TestStreamsBeyondWhatTheAgentTakesAreReset(t *testing.T) {
 		}
 	}
 }
+
+func TestSessionEndsWithItsControlStream(t *testing.T) {
+	for name, end := range map[string]func(*Stream){
+		"FIN":             func(st *Stream) { st.CloseWrite() },
+		"RST":             func(st *Stream) { st.Reset() },
+		"half a message":  func(st *Stream) { st.Write([]byte{0, 0}); st.CloseWrite() },
+		"after a message": func(st *Stream) { st.Write([]byte("\x00\x00\x00\x02{}")); st.CloseWrite() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			s, a := pair(t)
+			end(a.ctl.st)
+			receive(t, s.Done(), "end of the session")
+		})
+	}
+}

@@ -60,7 +60,7 @@ func AcceptPeer(w http.ResponseWriter, r *http.Request, nodeID string, o DialOpt
 	o = o.preset()
 	s := newAgentSession(o)
 	s.node = welcome{Version: Version, NodeID: nodeID}
-	err := s.mux.accept(w, r, &s.hello, s.node, acceptance{
+	err := s.accept(w, r, &s.hello, s.node, acceptance{
 		role:      role{native: true, accepts: true},
 		sizes:     sizes{agentBacklog, o.CloseWait, defaultWrite},
 		handshake: o.HandshakeTimeout,

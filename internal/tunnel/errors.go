@@ -20,7 +20,7 @@ var ErrReset = fmt.Errorf("stream reset: %w", syscall.ECONNRESET)
 // ErrSilent is the cause of the end of a session from which nothing was heard for too long.
 var ErrSilent = errors.New("peer is silent")
 
-// ErrProtocol is wrapped by the refusal of a handshake that does not speak our protocol.
+// ErrProtocol is wrapped by the error of a handshake whose other side does not speak our protocol.
 var ErrProtocol = errors.New("not a piko tunnel")
 
 // RefusedError says that the far end refused a stream or an endpoint. Nothing of a refused stream was delivered, so it is
@@ -67,10 +67,9 @@ const (
 	AbuseStall = "tunnel_stall"
 	// AbuseControl is a control message that cannot be read.
 	AbuseControl = "tunnel_control"
+	// AbuseWebSocket is a breach of the WebSocket protocol or of its limits.
+	AbuseWebSocket = "tunnel_websocket"
 )
-
-// AbuseWebSocket is a breach of the WebSocket protocol or its limits.
-const AbuseWebSocket = "tunnel_websocket"
 
 var (
 	errPeerClosed = errors.New("closed by the peer")

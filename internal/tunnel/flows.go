@@ -136,16 +136,16 @@ func (l *link) abandon(f *flow, wait time.Duration) {
 func (l *link) serve(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.server = f
+	l.onControl = f
 	l.controlLocked(l.flows[controlStream])
 }
 
 // controlLocked starts the goroutine that reads the control stream. The caller holds mu.
 func (l *link) controlLocked(f *flow) {
-	if l.server != nil && !l.serving && !l.closed {
-		l.serving = true
+	if l.onControl != nil && !l.hearing && !l.closed {
+		l.hearing = true
 		l.control = f
-		l.jobs.Go(l.server)
+		l.jobs.Go(l.onControl)
 	}
 }
 
@@ -154,8 +154,8 @@ func (l *link) heard(read int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := l.control
-	l.serving = f == nil || f.in > read || f.finIn || f.gone
-	return l.serving
+	l.hearing = f == nil || f.in > read || f.finIn || f.gone
+	return l.hearing
 }
 
 // ended reports whether the end of the data that yamux reported is the peer's FIN.

@@ -35,8 +35,8 @@ type guard struct {
 	pingPending bool
 	blamed      string // an abuse that is not reported yet
 	control     *flow  // whose reader is or was running
-	server      func() // reads the control stream
-	serving     bool
+	onControl   func() // reads the control stream
+	hearing     bool   // it runs
 }
 
 // flow is the state of one stream as seen on the wire.

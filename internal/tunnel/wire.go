@@ -77,6 +77,13 @@
 //
 // FIN ends one direction. RST ends both at once and is never taken for a clean end, nor is the end of the session.
 // GoAway code 0 and the drain message ask for no new streams. A native session ends with a WebSocket Close frame.
+//
+// # In the process
+//
+// Who dials or accepts authenticates before, and reads no credentials here. All methods may be called from any goroutine
+// unless they say otherwise. A session runs the two goroutines of yamux; others only while there is something to send or to
+// hear. An idle one holds no buffers besides the 4 KiB of yamux. Of the two locks, a control stream's may be held while a
+// link's is taken.
 package tunnel
 
 import (
