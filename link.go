@@ -34,6 +34,7 @@ type link struct {
 	leaving bool                 // the node drains, or the session has ended
 	on      map[string]*Listener // what the node has accepted
 	busy    map[string]bool      // endpoints that a reconcile goroutine looks after
+	back    map[string]error     // what the node has taken back and no such goroutine has seen yet
 }
 
 // connect makes one session and enters it as a link.
@@ -44,7 +45,7 @@ func (p *pool) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &link{pool: p, token: token, on: map[string]*Listener{}, busy: map[string]bool{}}
+	k := &link{pool: p, token: token, on: map[string]*Listener{}, busy: map[string]bool{}, back: map[string]error{}}
 	k.session, err = tunnel.Dial(ctx, tunnel.DialOptions{
 		URL:       p.url,
 		Token:     token,

@@ -214,6 +214,45 @@ func TestStreamForAnEndpointThatIsNotOfferedIsRefused(t *testing.T) {
 	}
 }
 
+func TestFullListenerRefusesMore(t *testing.T) {
+	n := fakenode.Start(t, "n1")
+	l := listen(t, newClient(t, n.URL()), "e")
+	ctx, cancel := context.WithCancel(soon(t))
+	defer cancel()
+	results := make(chan error)
+	const most, more = 1024, 5 // most is how many may wait
+	for range most + more {
+		go func() {
+			st, err := n.Open(ctx, tunnel.Header{Endpoint: "e"})
+			if err == nil {
+				_ = st.Reset()
+			}
+			results <- err
+		}()
+	}
+	for range more {
+		err := <-results
+		if r, ok := errors.AsType[*tunnel.RefusedError](err); !ok || r.Code != tunnel.CodeOverloaded {
+			t.Fatalf("Open gives %v", err)
+		}
+	}
+	go func() {
+		for {
+			if in, err := l.AcceptIncoming(); err != nil {
+				return
+			} else if err := in.Refuse(piko.CodeDraining, ""); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for range most {
+		err := <-results
+		if r, ok := errors.AsType[*tunnel.RefusedError](err); !ok || r.Code != piko.CodeDraining {
+			t.Fatalf("Open gives %v", err)
+		}
+	}
+}
+
 func TestClosedListenerRefusesWhatWaitsAndKeepsWhatRuns(t *testing.T) {
 	n := fakenode.Start(t, "n1")
 	l := listen(t, newClient(t, n.URL()), "e")

@@ -16,7 +16,7 @@ const listenTimeout = 30 * time.Second
 func (p *pool) reconcileLocked(k *link, endpoint string) {
 	if !k.busy[endpoint] && p.wantedLocked(k, endpoint) != k.on[endpoint] {
 		k.busy[endpoint] = true
-		p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint, nil) })
+		p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint) })
 	}
 }
 
@@ -31,34 +31,25 @@ func (p *pool) wantedLocked(k *link, endpoint string) *Listener {
 
 // takenBack is called when a node withdraws what it had accepted. It is offered again, after the pause of a refusal.
 func (p *pool) takenBack(k *link, endpoint string, cause *tunnel.RefusedError) {
-	err := &RefusedError{Endpoint: endpoint, Code: cause.Code, Reason: cause.Reason}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l := k.on[endpoint]
-	if l == nil || k.busy[endpoint] {
-		return // it is being taken out, or told anew, anyway
+	k.back[endpoint] = &RefusedError{Endpoint: endpoint, Code: cause.Code, Reason: cause.Reason}
+	if !k.busy[endpoint] {
+		k.busy[endpoint] = true
+		p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint) })
 	}
-	delete(k.on, endpoint)
-	l.refused = err
-	p.notifyLocked()
-	k.busy[endpoint] = true
-	p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint, err) })
 }
 
 // reconcile tells the node to listen or unlisten until it has what the pool wants. Since one goroutine at a time does so
-// for an endpoint, a listener that is closed and opened again can't overtake itself. An err is that of an attempt before.
-func (p *pool) reconcile(ctx context.Context, k *link, endpoint string, err error) {
+// for an endpoint, a listener that is closed and opened again can't overtake itself.
+func (p *pool) reconcile(ctx context.Context, k *link, endpoint string) {
 	var wait backoff.Backoff
 	var last string
 	for {
-		p.mu.Lock()
-		want, have := p.wantedLocked(k, endpoint), k.on[endpoint]
-		if want == have || k.ended() {
-			delete(k.busy, endpoint)
-			p.mu.Unlock()
+		want, have, done, err := p.compare(k, endpoint)
+		if done {
 			return
 		}
-		p.mu.Unlock()
 		if have != nil {
 			_ = k.session.Unlisten(endpoint) // fails only with the session
 			p.settle(k, endpoint, nil)
@@ -80,7 +71,6 @@ func (p *pool) reconcile(ctx context.Context, k *link, endpoint string, err erro
 			p.log.Warn("endpoint not accepted, will retry", "endpoint", endpoint, "node", k.nodeID, "err", err)
 			last = text
 		}
-		err = nil
 		timer := time.NewTimer(wait.Next())
 		select {
 		case <-timer.C:
@@ -89,6 +79,25 @@ func (p *pool) reconcile(ctx context.Context, k *link, endpoint string, err erro
 		}
 		timer.Stop()
 	}
+}
+
+// compare returns what a link should offer and what it does offer for an endpoint, and the error with which the node took
+// back what it had accepted. When there is nothing to do, it ends the claim of its caller on the endpoint.
+func (p *pool) compare(k *link, endpoint string) (want, have *Listener, done bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	want = p.wantedLocked(k, endpoint)
+	if back := k.back[endpoint]; back != nil {
+		delete(k.back, endpoint)
+		delete(k.on, endpoint)
+		err = back
+	}
+	have = k.on[endpoint]
+	if want == have || k.ended() {
+		delete(k.busy, endpoint)
+		return nil, nil, true, nil
+	}
+	return want, have, false, err
 }
 
 // listen offers one endpoint and waits until the node has made it routable.

@@ -252,6 +252,7 @@ func TestTokenIsReadAgainForANewConnection(t *testing.T) {
 func TestShutdownLetsRunningConnectionsFinish(t *testing.T) {
 	n := fakenode.Start(t, "n1")
 	c := newClient(t, n.URL())
+	c.Connections = 1
 	l := listen(t, c, "e")
 	client, conn := connect(t, n, l)
 	ended := make(chan error, 1)

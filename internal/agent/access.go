@@ -2,9 +2,12 @@ package agent
 
 import (
 	"bufio"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -49,28 +52,44 @@ func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	r.status = http.StatusSwitchingProtocols
-	return &upgraded{Conn: conn}, rw, nil
+	return &upgraded{Conn: conn, early: rw.Reader}, rw, nil
 }
 
-// upgraded is the stream of an upgraded request. ReverseProxy closes it in the same way whether the service has ended or
-// broken; only the first may look like an end to the client.
+// upgraded is the stream of an upgraded request. ReverseProxy closes it in the same way whether both sides have ended or one
+// has broken; only the first may look like an end to the client.
 type upgraded struct {
 	net.Conn
-	ended bool // by the goroutine that copies towards the client, before the one that closes is woken
+	early       *bufio.Reader // what came together with the request, and ReverseProxy does not look at
+	clientEnded atomic.Bool
+	// Alone it is no proof: a socket that was reset says so once, perhaps to the direction towards the service, and from
+	// then on reads as ended.
+	serviceEnded atomic.Bool
+}
+
+// Read reads what the client sends.
+func (u *upgraded) Read(b []byte) (int, error) {
+	if u.early.Buffered() > 0 {
+		return u.early.Read(b)
+	}
+	n, err := u.Conn.Read(b)
+	if errors.Is(err, io.EOF) {
+		u.clientEnded.Store(true)
+	}
+	return n, err
 }
 
 // CloseWrite passes on that the service has ended its direction.
 func (u *upgraded) CloseWrite() error {
-	u.ended = true
+	u.serviceEnded.Store(true)
 	if half, ok := u.Conn.(relay.CloseWriter); ok {
 		return half.CloseWrite()
 	}
 	return nil
 }
 
-// Close closes the stream if the service had ended, and resets it otherwise.
+// Close closes the stream if both sides have ended, and resets it otherwise.
 func (u *upgraded) Close() error {
-	if !u.ended {
+	if !u.clientEnded.Load() || !u.serviceEnded.Load() {
 		relay.Abort(u.Conn)
 		return nil
 	}

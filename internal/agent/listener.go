@@ -53,9 +53,9 @@ func (l *listener) run(ctx, cut context.Context, client *piko.Client) {
 	var offering sync.WaitGroup
 	stop := func() {}
 	l.health.watch(ctx, func(healthy bool) {
+		l.unhealthy.Store(!healthy)
 		stop()
 		offering.Wait()
-		l.unhealthy.Store(!healthy)
 		if !healthy {
 			stop = func() {}
 			return

@@ -202,6 +202,7 @@ var forwarded = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-
 func (w *web) rewrite(r *httputil.ProxyRequest) {
 	r.Out.URL.Scheme, r.Out.URL.Host = w.l.service.scheme(), urlHost(w.l.service)
 	r.Out.URL.RawQuery = r.In.URL.RawQuery // byte for byte: its meaning is the service's business
+	r.Out.Trailer = r.In.Trailer           // the map itself: its values arrive after the body
 	r.Out.Host = r.In.Host
 	if h := w.l.settings.HostHeader; h != "" {
 		r.Out.Host = h

@@ -222,19 +222,19 @@ func (n *Node) Open(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error
 	return session.Open(ctx, h)
 }
 
-// OpenAnyway opens a stream on any session that listens on something, be it this endpoint or not. Sessions that listen on
-// nothing are passed over: an agent ends those at once with which it has met the same node again.
+// OpenAnyway opens a stream on any session, whether it listens on the endpoint or not. Sessions that listen on something
+// come first: an agent ends those at once with which it has met the same node again.
 func (n *Node) OpenAnyway(ctx context.Context, h tunnel.Header) (*tunnel.Stream, error) {
 	n.mu.Lock()
 	var session *tunnel.Session
 	for s, listens := range n.sessions {
-		if len(listens) > 0 {
+		if session == nil || len(listens) > 0 {
 			session = s
 		}
 	}
 	n.mu.Unlock()
 	if session == nil {
-		return nil, errors.New("no session listens")
+		return nil, errors.New("no session")
 	}
 	return session.Open(ctx, h)
 }
