@@ -11,6 +11,8 @@ package pikotest
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -70,6 +72,27 @@ func StartNode(t testing.TB, edits ...func(*config.Pikod)) *Node {
 // Stop drains the node and waits until nothing of it is left. It happens at the end of the test anyway.
 func (n *Node) Stop() { n.part.stop() }
 
+// AwaitEndpoint waits until the endpoint is routable at the node. It asks the admin listener, so that must be on.
+func (n *Node) AwaitEndpoint(endpoint string) {
+	n.t.Helper()
+	client := &http.Client{Timeout: Patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	Eventually(n.t, "endpoint "+endpoint+" is routable", func() error {
+		resp, err := client.Get("http://" + n.Admin + "/status/upstream/endpoints")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		have := map[string]int{}
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&have); err != nil {
+			return err
+		}
+		if have[strings.ToLower(endpoint)] == 0 {
+			return fmt.Errorf("the node has %d others", len(have))
+		}
+		return nil
+	})
+}
+
 // Client gives an HTTP client that takes every host to the node's proxy listener. Its connections are closed with the
 // test.
 func (n *Node) Client() *http.Client {
@@ -122,11 +145,10 @@ func StartAgent(t testing.TB, n *Node, listeners ...config.Listener) *Agent {
 	if err != nil {
 		t.Fatalf("agent: %v", err)
 	}
-	p := run(t, "agent", func(ctx context.Context) error {
-		a.Run(ctx)
-		return nil
-	})
-	Eventually(t, "the agent is ready", a.Ready)
+	p := run(t, "agent", a.Run)
+	for _, l := range listeners {
+		n.AwaitEndpoint(l.Endpoint)
+	}
 	return &Agent{Agent: a, part: p}
 }
 

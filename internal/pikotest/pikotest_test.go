@@ -72,9 +72,9 @@ func TestOneCallForEachPart(t *testing.T) {
 }
 
 func TestSettingsOfANodeCanBeEdited(t *testing.T) {
-	n := StartNode(t, func(c *config.Pikod) { c.Admin.Listen = "" })
-	if n.Admin != "" {
-		t.Errorf("admin listener at %s: want none", n.Admin)
+	n := StartNode(t, func(c *config.Pikod) { c.Proxy.Domains = []string{"piko.example.com"} })
+	if status, _ := get(t, n.Client(), "http://web.piko.test/"); status != http.StatusNotFound {
+		t.Errorf("status %d for a host outside of the domains: want 404", status)
 	}
 	client := n.SDK()
 	l, err := client.Listen(t.Context(), "sdk", piko.WithProtocol(piko.TCP))
