@@ -47,13 +47,14 @@ var layers = map[string]room{
 		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/relay", "internal/router",
 		"internal/tunnel", "internal/websocket",
 	}},
-	"internal/agent":   {5, []string{anyLower}},
-	"internal/forward": {5, []string{anyLower}},
-	"internal/server":  {5, []string{anyLower}},
-	"piko-agent":       {6, []string{"internal/agent", "internal/config", "internal/daemon"}},
-	"piko-forward":     {6, []string{"internal/config", "internal/daemon", "internal/forward"}},
-	"pikod":            {6, []string{"internal/config", "internal/daemon", "internal/server"}},
-	"internal/demo":    {7, nil},
+	"internal/agent":    {5, []string{anyLower}},
+	"internal/forward":  {5, []string{anyLower}},
+	"internal/server":   {5, []string{anyLower}},
+	"piko-agent":        {6, []string{"internal/agent", "internal/config", "internal/daemon"}},
+	"piko-forward":      {6, []string{"internal/config", "internal/daemon", "internal/forward"}},
+	"pikod":             {6, []string{"internal/config", "internal/daemon", "internal/server"}},
+	"internal/demo":     {7, nil},
+	"internal/pikotest": {7, []string{anyLower}},
 }
 
 // homes says which packages alone may import a module of others: what one package wraps, no second one should know.

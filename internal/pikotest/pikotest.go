@@ -238,7 +238,7 @@ func Eventually(t testing.TB, what string, check func() error) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%s: not within %s: %v", what, Patience, err)
+			t.Fatalf("%s: not within %s: %s", what, Patience, err)
 		}
 	}
 }
@@ -256,7 +256,7 @@ func run(t testing.TB, name string, f func(context.Context) error) *part {
 	go func() {
 		defer close(p.done)
 		if err := f(ctx); err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %s", name, err)
 		}
 	}()
 	t.Cleanup(p.stop)
