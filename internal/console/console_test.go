@@ -1,0 +1,150 @@
+package console
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.uber.org/goleak"
+
+	"github.com/pikoproxy/piko/internal/admin"
+	"github.com/pikoproxy/piko/internal/config"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func options() Options {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return Options{Log: log, Listen: func(_, address string, _ bool) (net.Listener, error) { return net.Listen("tcp", address) }}
+}
+
+// start runs a console until the test ends.
+func start(t *testing.T, c config.Admin, show admin.Options) string {
+	t.Helper()
+	x, err := New(c, show, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- x.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return "http://" + x.Addr().String()
+}
+
+func get(t *testing.T, url, token string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
+func TestConsoleWithoutAnAddressIsNone(t *testing.T) {
+	x, err := New(config.DefaultAgent().Admin, admin.Options{}, options())
+	if x != nil || err != nil {
+		t.Fatalf("New gives %v, %v", x, err)
+	}
+	if x.Listen() != nil || x.Run(t.Context()) != nil || x.Addr() != nil {
+		t.Error("no console does something")
+	}
+	x.Close()
+}
+
+func TestConsoleShowsWhatItIsGiven(t *testing.T) {
+	c := config.DefaultAgent().Admin
+	c.Listen = "127.0.0.1:0"
+	base := start(t, c, admin.Options{
+		Ready:  func() error { return errors.New("not yet") },
+		Status: map[string]admin.StatusFunc{"": func(*http.Request) (any, error) { return []int{1, 2}, nil }},
+	})
+	for path, want := range map[string]struct {
+		status int
+		body   string
+	}{"/health": {200, "ok"}, "/ready": {503, "not yet"}, "/status": {200, "[1,2]"}} {
+		if status, body := get(t, base+path, ""); status != want.status || !strings.Contains(body, want.body) {
+			t.Errorf("%s answers %d %s", path, status, body)
+		}
+	}
+}
+
+func TestConsoleWithKeysAsksForATokenOfAnOperator(t *testing.T) {
+	const secret = "0123456789abcdef0123456789abcdef"
+	token := func(expires int64) string {
+		encode := base64.RawURLEncoding.EncodeToString
+		signed := encode([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + encode(fmt.Appendf(nil, `{"exp":%d}`, expires))
+		mac := hmac.New(sha256.New, []byte(secret))
+		mac.Write([]byte(signed))
+		return signed + "." + encode(mac.Sum(nil))
+	}
+	c := config.DefaultAgent().Admin
+	c.Listen = "127.0.0.1:0"
+	c.Auth.HMACSecretKey = config.NewSecret(secret)
+	base := start(t, c, admin.Options{
+		Status: map[string]admin.StatusFunc{"": func(*http.Request) (any, error) { return "shown", nil }},
+	})
+	for name, want := range map[string]struct {
+		token  string
+		status int
+		code   string
+	}{
+		"none":     {"", 401, "PIKO-E2001"},
+		"expired":  {token(1), 401, "PIKO-E2005"},
+		"no token": {"nonsense", 401, "PIKO-E2004"},
+		"good":     {token(time.Now().Add(time.Hour).Unix()), 200, "shown"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, body := get(t, base+"/status", want.token)
+			if status != want.status || !strings.Contains(body, want.code) {
+				t.Errorf("answer is %d %s", status, body)
+			}
+			if status, _ := get(t, base+"/health", ""); status != 200 {
+				t.Errorf("probes get %d", status)
+			}
+		})
+	}
+}
+
+func TestBadKeysAndCertificatesAreFoundBeforeAnySocketOpens(t *testing.T) {
+	c := config.DefaultAgent().Admin
+	c.Listen = "127.0.0.1:0"
+	c.TLS.Cert, c.TLS.Key = "/nonexistent", "/nonexistent"
+	c.Auth.RSAPublicKey = "no key"
+	_, err := New(c, admin.Options{}, options())
+	if err == nil || !strings.Contains(err.Error(), "admin.tls") || !strings.Contains(err.Error(), "admin.auth") {
+		t.Errorf("New gives %v", err)
+	}
+}
