@@ -54,7 +54,10 @@ type Delta struct {
 // Remote is another node as this one sees it. It stands for one incarnation and is safe for concurrent use.
 type Remote struct {
 	node     atomic.Pointer[Node]
-	doubtful atomic.Pointer[Doubt]
+	orphan   atomic.Bool
+	down     atomic.Int64 // nanoseconds after the epoch when it went down; 0 while it answers
+	sessions atomic.Int64
+	gone     chan struct{} // closed, once, when the table forgets the node
 }
 
 // Doubt is why a node may not be what its record says.
@@ -71,20 +74,73 @@ func (r *Remote) Node() Node { return *r.node.Load() }
 
 // Doubt returns why the node may not be what it says, or "".
 func (r *Remote) Doubt() Doubt {
-	if d := r.doubtful.Load(); d != nil {
-		return *d
+	switch {
+	case r.down.Load() != 0:
+		return Down
+	case r.orphan.Load():
+		return Orphan
 	}
 	return ""
 }
 
-// SetDoubt says why the node may not be what it says; "" ends the doubt.
-func (r *Remote) SetDoubt(d Doubt) {
-	if d == "" {
-		r.doubtful.Store(nil)
+// SetOrphan says whether the record of the node has vanished. That is for the directory to know.
+func (r *Remote) SetOrphan(orphan bool) { r.orphan.Store(orphan) }
+
+// SetDown says whether the node does not answer. That is for [Peers] to know.
+func (r *Remote) SetDown(down bool) {
+	if !down {
+		r.down.Store(0)
 		return
 	}
-	r.doubtful.Store(&d)
+	r.down.CompareAndSwap(0, time.Now().UnixNano())
 }
+
+// DownFor returns for how long the node has not answered; 0 while it answers.
+func (r *Remote) DownFor() time.Duration {
+	since := r.down.Load()
+	if since == 0 {
+		return 0
+	}
+	return max(time.Since(time.Unix(0, since)), 1)
+}
+
+// Gone is closed when the table has forgotten the node.
+func (r *Remote) Gone() <-chan struct{} { return r.gone }
+
+// Sessions returns how many sessions of agents the node last said that it has; -1 while it has not said.
+func (r *Remote) Sessions() int { return int(r.sessions.Load()) }
+
+// Standing orders nodes by how much there is to be said for sending them something.
+type Standing int
+
+// The standings, best first.
+const (
+	Good    Standing = iota // up, and nobody doubts it
+	Leaving                 // draining
+	Doubted                 // an orphan
+	Useless                 // down
+)
+
+// String is the word that operators read.
+func (s Standing) String() string {
+	return [...]string{string(Up), string(Draining), string(Orphan), string(Down)}[s]
+}
+
+// Standing returns how much there is to be said for sending the node something. It is cheap.
+func (r *Remote) Standing() Standing {
+	switch {
+	case r.down.Load() != 0:
+		return Useless
+	case r.orphan.Load():
+		return Doubted
+	case r.node.Load().State != Up:
+		return Leaving
+	}
+	return Good
+}
+
+// Zone returns where the node runs. It is cheap.
+func (r *Remote) Zone() string { return r.node.Load().Zone }
 
 // Holder is a node that holds sessions for a key.
 type Holder struct {

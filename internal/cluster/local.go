@@ -56,6 +56,13 @@ func (l *Local) Len() int {
 	return len(l.weights)
 }
 
+// Seq returns the sequence number of the last change.
+func (l *Local) Seq() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seq
+}
+
 // Snapshot returns a copy of all sums and the sequence number that they stand at.
 func (l *Local) Snapshot() (uint64, map[string]int) {
 	l.mu.Lock()

@@ -10,9 +10,12 @@ import (
 type Table struct {
 	holders sync.Map // key -> []Holder; a slice does not change once stored
 
-	mu     sync.Mutex
-	nodes  map[string]*record
-	onHeld []func(key string)
+	mu        sync.Mutex
+	nodes     map[string]*record
+	onHeld    []func(key string)
+	onLost    []func(key string)
+	onTouched []func(r *Remote, key string)
+	onNodes   []func()
 }
 
 // record is what one incarnation of a node holds.
@@ -32,6 +35,28 @@ func (t *Table) OnHeld(f func(key string)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.onHeld = append(t.onHeld, f)
+}
+
+// OnLost has f called with each key that loses its last holder. The rules are those of OnHeld.
+func (t *Table) OnLost(f func(key string)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onLost = append(t.onLost, f)
+}
+
+// OnTouched has f called with each key of which a node says that something has changed, even if the weight is the same
+// as before: one session may have come and another gone. The rules are those of OnHeld.
+func (t *Table) OnTouched(f func(r *Remote, key string)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onTouched = append(t.onTouched, f)
+}
+
+// OnNodes has f called when a node was met for the first time, changed its state, or was forgotten. The rules are those of OnHeld.
+func (t *Table) OnNodes(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.onNodes = append(t.onNodes, f)
 }
 
 // Lookup returns the nodes that hold a key, in no order. The caller must not change the slice.
@@ -78,41 +103,87 @@ func (t *Table) Weights(id string) map[string]int {
 	return held
 }
 
+// Size returns how many keys a node holds, and the sum of their weights.
+func (t *Table) Size(id string) (keys, weight int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, ok := t.nodes[id]
+	if !ok {
+		return 0, 0
+	}
+	for _, w := range r.weights {
+		weight += w
+	}
+	return len(r.weights), weight
+}
+
 // Meet takes in what a node says of itself. Another incarnation than before replaces the node with all it held; a node
-// that has left is forgotten. It returns the node, or nil for one that has left.
+// that has left is forgotten. Within an incarnation the state only moves on: what comes late by another way does not
+// take it back. Meet returns the node, or nil for one that has left.
 func (t *Table) Meet(n Node) *Remote {
+	var c changes
+	remote := t.meet(n, &c)
+	t.announce(&c)
+	return remote
+}
+
+func (t *Table) meet(n Node, c *changes) *Remote {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r, known := t.nodes[n.ID]
 	if known && (r.remote.Node().Incarnation != n.Incarnation || n.State == Left) {
-		t.forgetLocked(n.ID, r)
+		t.forgetLocked(n.ID, r, c)
 		known = false
 	}
 	if n.State == Left {
 		return nil
 	}
 	if !known {
-		r = &record{remote: new(Remote), weights: map[string]int{}}
+		r = &record{remote: &Remote{gone: make(chan struct{})}, weights: map[string]int{}}
+		r.remote.sessions.Store(-1)
 		t.nodes[n.ID] = r
+		c.nodes = true
+	} else if r.remote.Node().State == Draining {
+		n.State = Draining
+	} else if n.State != r.remote.Node().State {
+		c.nodes = true
 	}
 	r.remote.node.Store(&n)
 	return r.remote
 }
 
-// Forget removes a node and all it held, if it still is of this incarnation.
-func (t *Table) Forget(id, incarnation string) {
+// SetDraining takes in that a node of this incarnation takes nothing new any more.
+func (t *Table) SetDraining(id, incarnation string) {
+	var c changes
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if r, ok := t.nodes[id]; ok && r.remote.Node().Incarnation == incarnation {
-		t.forgetLocked(id, r)
+	if r := t.currentLocked(id, incarnation); r != nil && r.remote.Node().State == Up {
+		n := r.remote.Node()
+		n.State = Draining
+		r.remote.node.Store(&n)
+		c.nodes = true
 	}
+	t.mu.Unlock()
+	t.announce(&c)
 }
 
-func (t *Table) forgetLocked(id string, r *record) {
+// Forget removes a node and all it held, if it still is of this incarnation.
+func (t *Table) Forget(id, incarnation string) {
+	var c changes
+	t.mu.Lock()
+	if r := t.currentLocked(id, incarnation); r != nil {
+		t.forgetLocked(id, r, &c)
+	}
+	t.mu.Unlock()
+	t.announce(&c)
+}
+
+func (t *Table) forgetLocked(id string, r *record, c *changes) {
 	delete(t.nodes, id)
 	for key := range r.weights {
-		t.setLocked(key, r.remote, 0)
+		t.setLocked(key, r.remote, 0, c)
 	}
+	close(r.remote.gone)
+	c.nodes = true
 }
 
 // Seq returns the sequence number that the table has of a node; false if it needs a snapshot first.
@@ -139,13 +210,14 @@ func (t *Table) Apply(id, incarnation string, d Delta) bool {
 		t.mu.Unlock()
 		return true
 	}
-	var gained []string
+	c := changes{remote: r.remote}
 	for key, weight := range d.Weights {
-		gained = r.set(t, key, weight, gained)
+		r.set(t, key, weight, &c)
+		c.touched = append(c.touched, key)
 	}
 	r.seq = d.To
 	t.mu.Unlock()
-	t.announce(gained)
+	t.announce(&c)
 	return true
 }
 
@@ -157,27 +229,49 @@ func (t *Table) Replace(id, incarnation string, seq uint64, weights map[string]i
 		t.mu.Unlock()
 		return
 	}
+	c := changes{remote: r.remote}
 	for key := range r.weights {
 		if weights[key] < 1 {
-			r.set(t, key, 0, nil)
+			r.set(t, key, 0, &c)
 		}
 	}
-	var gained []string
 	for key, weight := range weights {
-		if weight > 0 {
-			gained = r.set(t, key, weight, gained)
+		if weight > 0 && r.set(t, key, weight, &c) {
+			c.touched = append(c.touched, key)
 		}
 	}
 	r.seq, r.loaded = seq, true
 	t.mu.Unlock()
-	t.announce(gained)
+	t.announce(&c)
 }
 
-// announce tells of new holders without the lock, since it calls out.
-func (t *Table) announce(keys []string) {
-	for _, key := range keys {
-		for _, f := range t.onHeld {
+// changes are what is to be told, once the lock is free.
+type changes struct {
+	remote              *Remote
+	held, lost, touched []string
+	nodes               bool
+}
+
+// announce tells of changes. It calls out, so it takes no lock.
+func (t *Table) announce(c *changes) {
+	for _, f := range t.onTouched {
+		for _, key := range c.touched {
+			f(c.remote, key)
+		}
+	}
+	for _, f := range t.onLost {
+		for _, key := range c.lost {
 			f(key)
+		}
+	}
+	for _, f := range t.onHeld {
+		for _, key := range c.held {
+			f(key)
+		}
+	}
+	if c.nodes {
+		for _, f := range t.onNodes {
+			f()
 		}
 	}
 }
@@ -189,27 +283,26 @@ func (t *Table) currentLocked(id, incarnation string) *record {
 	return nil
 }
 
-// set notes one weight in the record and among the holders, under the table's lock. It appends a key that the node did
-// not hold before to gained.
-func (r *record) set(t *Table, key string, weight int, gained []string) []string {
+// set notes one weight in the record and among the holders, under the table's lock. It reports whether that is a change.
+func (r *record) set(t *Table, key string, weight int, c *changes) bool {
 	before, held := r.weights[key]
 	switch {
 	case weight < 1 && !held, before == weight:
-		return gained
+		return false
 	case weight < 1:
 		delete(r.weights, key)
 	default:
 		r.weights[key] = weight
 	}
-	t.setLocked(key, r.remote, max(weight, 0))
-	if held {
-		return gained
+	t.setLocked(key, r.remote, max(weight, 0), c)
+	if !held {
+		c.held = append(c.held, key)
 	}
-	return append(gained, key)
+	return true
 }
 
 // setLocked replaces the holders of a key by a copy in which remote has this weight; 0 removes it.
-func (t *Table) setLocked(key string, remote *Remote, weight int) {
+func (t *Table) setLocked(key string, remote *Remote, weight int, c *changes) {
 	old := t.Lookup(key)
 	holders := make([]Holder, 0, len(old)+1)
 	for _, h := range old {
@@ -222,6 +315,7 @@ func (t *Table) setLocked(key string, remote *Remote, weight int) {
 	}
 	if len(holders) == 0 {
 		t.holders.Delete(key)
+		c.lost = append(c.lost, key)
 		return
 	}
 	t.holders.Store(key, holders)

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// controlTimeout is how long the peer may take to make room for a control message.
-	controlTimeout = 10 * time.Second
+	// defaultPatience is how long the peer may take to make room for a control message, to send the rest of one, or to send
+	// the header of a stream it has opened.
+	defaultPatience = 10 * time.Second
 
 	// measureTimeout bounds the wait for the answer to the first ping.
 	measureTimeout = time.Second
@@ -53,6 +54,8 @@ type mux struct {
 	ys   *yamux.Session
 	ctl  control
 	wait time.Duration // CloseWait
+
+	patience time.Duration
 }
 
 // start runs yamux on a link whose round-trip time is known, or is not to be known.
@@ -60,7 +63,7 @@ func (m *mux) start(l *link, o sizes) error {
 	var id [8]byte
 	// It never returns an error.
 	_, _ = rand.Read(id[:])
-	m.id, m.l, m.wait = hex.EncodeToString(id[:]), l, o.closeWait
+	m.id, m.l, m.wait, m.patience = hex.EncodeToString(id[:]), l, o.closeWait, defaultPatience
 	config := &yamux.Config{
 		AcceptBacklog:          o.backlog,
 		KeepAliveInterval:      defaultHeartbeat, // not used, but must not be zero
@@ -106,6 +109,9 @@ func (m *mux) Streams() int { return m.l.streams() }
 
 // RTT is the last measured round-trip time, end to end; 0 when none was measured yet.
 func (m *mux) RTT() time.Duration { return time.Duration(m.l.rtt.Load()) }
+
+// Silence is for how long nothing has been heard from the far end.
+func (m *mux) Silence() time.Duration { return time.Since(m.l.ws.LastRead()) }
 
 // Closing is closed when the session takes nothing new: the far end said so, Shutdown was called, or the session ended.
 func (m *mux) Closing() <-chan struct{} { return m.l.closing }
@@ -175,7 +181,7 @@ func (m *mux) send(kind string, body any) error {
 	if c.buf = b; cap(b) > maxHeader {
 		c.buf = nil
 	}
-	if err := c.st.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
+	if err := c.st.SetWriteDeadline(time.Now().Add(m.patience)); err != nil {
 		return m.lost(kind, err)
 	}
 	if _, err := c.st.Write(b); err != nil {
@@ -210,7 +216,7 @@ func (m *mux) listen(handle func(kind string, object []byte) error) {
 
 // hear reads one control message, of which some bytes have come.
 func (m *mux) hear(handle func(kind string, object []byte) error) error {
-	if err := m.ctl.st.SetReadDeadline(time.Now().Add(controlTimeout)); err != nil {
+	if err := m.ctl.st.SetReadDeadline(time.Now().Add(m.patience)); err != nil {
 		return err
 	}
 	kind, object, err := readMessage(m.ctl.st, nil)
