@@ -22,7 +22,8 @@ demo: build ## see HTTP and TCP go through a node, agents and a forwarder on thi
 	$(GO) run ./internal/demo -bin bin
 
 .PHONY: test
-test: tools build unit e2e ## run all tests under the race detector, with real processes
+test: tools build ## run all tests under the race detector, with real processes
+	@$(MAKE) --keep-going --no-print-directory unit e2e
 
 .PHONY: unit
 unit: ## test the packages under the race detector
