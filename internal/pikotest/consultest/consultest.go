@@ -1,0 +1,318 @@
+// Package consultest runs real Consul servers for tests: on loopback, with ports of their own and their data in a
+// directory of the test, and ended with it.
+//
+// The program is found by PIKO_CONSUL, or at bin/consul of the module, where `make bin/consul` puts it.
+package consultest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startTime is how long a server may take until it has a leader.
+const startTime = 60 * time.Second
+
+// Consul is one server. It is for the goroutine of its test.
+type Consul struct {
+	// HTTP is where its API is, DNS where it answers names over UDP and TCP; host:port.
+	HTTP, DNS string
+	// Token is the management token, if access control is on; use it to make others.
+	Token string
+
+	t       testing.TB
+	program string
+	dir     string
+	cmd     *exec.Cmd
+	done    chan struct{} // closed when the process has ended
+}
+
+// Options change a server from what a developer would start.
+type Options struct {
+	// ACL denies everything that no token allows.
+	ACL bool
+	// Settings are merged into the configuration, as Consul's documentation names them.
+	Settings map[string]any
+}
+
+// Start runs one server and waits until it leads itself.
+func Start(t testing.TB, o Options) *Consul {
+	t.Helper()
+	c := newConsul(t, o, 0)
+	c.Run()
+	c.await()
+	return c
+}
+
+// Cluster runs n servers and waits until each knows the leader.
+func Cluster(t testing.TB, n int) []*Consul {
+	t.Helper()
+	servers := make([]*Consul, n)
+	var join []string
+	for i := range servers {
+		servers[i] = newConsul(t, Options{}, n)
+		join = append(join, servers[i].serf())
+	}
+	for _, c := range servers {
+		c.change(func(settings map[string]any) { settings["retry_join"] = join })
+		c.Run()
+	}
+	for _, c := range servers {
+		c.await()
+	}
+	return servers
+}
+
+// newConsul writes the configuration of a server of a cluster of n; with 0 it is alone.
+func newConsul(t testing.TB, o Options, n int) *Consul {
+	t.Helper()
+	c := &Consul{t: t, program: program(t), dir: t.TempDir()}
+	ports := freePorts(t, 6)
+	c.HTTP = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	c.DNS = fmt.Sprintf("127.0.0.1:%d", ports[1])
+	settings := map[string]any{
+		"server": true, "bootstrap_expect": max(n, 1), "data_dir": filepath.Join(c.dir, "data"), "bind_addr": "127.0.0.1",
+		"client_addr": "127.0.0.1", "log_level": "warn", "disable_update_check": true, "datacenter": "dc1",
+		"node_name":          "server-" + strings.ReplaceAll(c.HTTP, ":", "-"),
+		"leave_on_terminate": false, "skip_leave_on_interrupt": true,
+		"performance": map[string]any{"raft_multiplier": 1},
+		"ports": map[string]any{
+			"http": ports[0], "dns": ports[1], "serf_lan": ports[2], "serf_wan": ports[3], "server": ports[4], "grpc": ports[5],
+			"grpc_tls": -1, "https": -1,
+		},
+		"connect": map[string]any{"enabled": false},
+	}
+	if o.ACL {
+		c.Token = "11111111-2222-3333-4444-555555555555"
+		settings["acl"] = map[string]any{
+			"enabled": true, "default_policy": "deny", "tokens": map[string]any{"initial_management": c.Token, "agent": c.Token},
+		}
+	}
+	for name, value := range o.Settings {
+		settings[name] = value
+	}
+	c.write(settings)
+	t.Cleanup(c.Stop)
+	return c
+}
+
+// program finds Consul.
+func program(t testing.TB) string {
+	t.Helper()
+	if p := os.Getenv("PIKO_CONSUL"); p != "" {
+		return p
+	}
+	dir, err := os.Getwd()
+	for ; err == nil && dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			p := filepath.Join(dir, "bin", "consul")
+			if _, err := os.Stat(p); err == nil {
+				return p
+			}
+		}
+	}
+	t.Fatal("these tests need a Consul: run `make bin/consul` first, or name one by PIKO_CONSUL")
+	return ""
+}
+
+// freePorts returns ports that are free for TCP and UDP. Consul listens on names of ports only, so another process could
+// take one before it does.
+func freePorts(t testing.TB, n int) []int {
+	t.Helper()
+	ports := make([]int, 0, n)
+	for len(ports) < n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		u, err := net.ListenPacket("udp", l.Addr().String())
+		if err != nil {
+			continue
+		}
+		defer func() { _ = u.Close() }()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
+
+func (c *Consul) file() string { return filepath.Join(c.dir, "consul.json") }
+
+func (c *Consul) write(settings map[string]any) {
+	c.t.Helper()
+	b, err := json.MarshalIndent(settings, "", "  ")
+	if err == nil {
+		err = os.WriteFile(c.file(), b, 0o600)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *Consul) read() map[string]any {
+	c.t.Helper()
+	settings := map[string]any{}
+	b, err := os.ReadFile(c.file())
+	if err == nil {
+		err = json.Unmarshal(b, &settings)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return settings
+}
+
+func (c *Consul) change(f func(settings map[string]any)) {
+	settings := c.read()
+	f(settings)
+	c.write(settings)
+}
+
+func (c *Consul) serf() string {
+	return fmt.Sprintf("127.0.0.1:%.0f", c.read()["ports"].(map[string]any)["serf_lan"])
+}
+
+// Run starts the process, at first or again after Stop or Kill, with the data it had.
+func (c *Consul) Run() {
+	c.t.Helper()
+	cmd := exec.Command(c.program, "agent", "-config-file="+c.file())
+	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }() // the process has it
+	cmd.Stdout, cmd.Stderr = log, log
+	// A test that is killed takes its servers with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	c.cmd, c.done = cmd, done
+	go func() { // ends with the process; Stop waits for it
+		defer close(done)
+		_ = cmd.Wait()
+	}()
+}
+
+// Restart runs the process again and waits until there is a leader.
+func (c *Consul) Restart() {
+	c.t.Helper()
+	c.Run()
+	c.await()
+}
+
+// Stop ends the process as an operator would. Its data stay.
+func (c *Consul) Stop() { c.end(syscall.SIGTERM) }
+
+// Kill ends the process as a crash would.
+func (c *Consul) Kill() { c.end(syscall.SIGKILL) }
+
+func (c *Consul) end(signal os.Signal) {
+	if c.cmd == nil {
+		return
+	}
+	_ = c.cmd.Process.Signal(signal) // it may have ended already
+	timer := time.AfterFunc(20*time.Second, func() { _ = c.cmd.Process.Kill() })
+	<-c.done
+	timer.Stop()
+	c.cmd = nil
+}
+
+// Suspend has the process answer nothing until Resume.
+func (c *Consul) Suspend() { _ = c.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume ends Suspend.
+func (c *Consul) Resume() { _ = c.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Leads reports whether this server is the leader.
+func (c *Consul) Leads() bool {
+	leader := c.leader()
+	server := c.read()["ports"].(map[string]any)["server"].(float64)
+	return leader == fmt.Sprintf("127.0.0.1:%.0f", server)
+}
+
+// CLI runs a command of Consul, such as kv delete, and returns what it prints.
+func (c *Consul) CLI(args ...string) string {
+	c.t.Helper()
+	cmd := exec.Command(c.program, args...)
+	cmd.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+c.HTTP, "CONSUL_HTTP_TOKEN="+c.Token)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("consul %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// leader returns the address of the leader, or "".
+func (c *Consul) leader() string {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.HTTP+"/v1/status/leader", http.NoBody)
+	if err != nil {
+		return ""
+	}
+	resp, err := (&http.Client{Timeout: time.Second}).Do(r)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	var leader string
+	if err := json.NewDecoder(resp.Body).Decode(&leader); err != nil {
+		return ""
+	}
+	return leader
+}
+
+// await waits until the server knows a leader and the leader takes writes.
+func (c *Consul) await() {
+	c.t.Helper()
+	deadline := time.Now().Add(startTime)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for c.write1() != nil {
+		if time.Now().After(deadline) {
+			log, _ := os.ReadFile(filepath.Join(c.dir, "log"))
+			c.t.Fatalf("consul has no leader after %v:\n%s", startTime, log)
+		}
+		select {
+		case <-tick.C:
+		case <-c.done:
+			log, _ := os.ReadFile(filepath.Join(c.dir, "log"))
+			c.t.Fatalf("consul has ended:\n%s", log)
+		}
+	}
+}
+
+// write1 makes a write that changes nothing anybody looks at.
+func (c *Consul) write1() error {
+	if c.leader() == "" {
+		return errors.New("no leader")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://"+c.HTTP+"/v1/kv/consultest", strings.NewReader("x"))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("X-Consul-Token", c.Token)
+	resp, err := (&http.Client{Timeout: 5 * time.Second}).Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return nil
+}
