@@ -8,13 +8,8 @@ import (
 	"time"
 )
 
-const (
-	// headerTimeout is how long the opening end may take to send the header of a stream.
-	headerTimeout = 10 * time.Second
-
-	// maxAgentStreams bounds the streams of an accepting end, whatever the node believes the limit to be.
-	maxAgentStreams = 16 << 10
-)
+// maxAgentStreams bounds the streams of an accepting end, whatever the node believes the limit to be.
+const maxAgentStreams = 16 << 10
 
 // AgentSession is the accepting end of a session: that of an agent, or of a node that another node has dialed. Its methods
 // may be called from any goroutine.
@@ -175,7 +170,7 @@ func (s *AgentSession) take() {
 
 // receive reads the header of a stream and passes the stream on.
 func (s *AgentSession) receive(st *Stream) {
-	h, err := Header{}, st.SetReadDeadline(time.Now().Add(headerTimeout))
+	h, err := Header{}, st.SetReadDeadline(time.Now().Add(s.patience))
 	if err == nil {
 		h, err = readHeader(st)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"reflect"
 	"runtime"
 	"testing"
 	"time"
@@ -12,8 +14,9 @@ import (
 // badPeer is a session whose agent is played by the test, frame by frame.
 type badPeer struct {
 	*rawPeer
-	n *node
-	s *Session
+	n      *node
+	s      *Session
+	window uint32 // of the last stream opened
 }
 
 func newBadPeer(t *testing.T, o NodeOptions) *badPeer {
@@ -21,7 +24,7 @@ func newBadPeer(t *testing.T, o NodeOptions) *badPeer {
 	n := newNode(t, o)
 	raw := dialRaw(t, n.URL, PathClassic+"/e", "")
 	raw.answerPing(t)
-	return &badPeer{raw, n, n.session(t)}
+	return &badPeer{raw, n, n.session(t), 0}
 }
 
 // open has the node open a stream and acknowledges it.
@@ -39,6 +42,7 @@ func (p *badPeer) open(t *testing.T) (*Stream, uint32) {
 	for syn.flags()&flagSYN == 0 { // of a stream before
 		syn, _ = p.expect(t, kindWindow)
 	}
+	p.window = initialWindow + syn.length()
 	p.send(t, makeFrame(kindWindow, flagACK, syn.stream(), 0), nil)
 	st := receive(t, opened, "stream")
 	if st == nil {
@@ -115,7 +119,7 @@ func TestY2Y3AgentOpensAStream(t *testing.T) {
 		noLeaks(t)
 		n := newNode(t, NodeOptions{})
 		a := n.dial(t, DialOptions{})
-		p := &badPeer{nil, n, n.session(t)}
+		p := &badPeer{nil, n, n.session(t), 0}
 		a.l.syn <- struct{}{}
 		if _, err := a.ys.OpenStream(); err != nil {
 			t.Fatal(err)
@@ -210,8 +214,11 @@ func TestY5StreamsThatAreNeverAcknowledged(t *testing.T) {
 		t.Fatal(err)
 	}
 	st.Reset()
-	eventually(t, "credit returned", func() bool { return len(p.s.l.syn) == 0 })
+	eventually(t, "credit returned", func() bool { return len(p.s.l.syn) == 0 && inflight(p.s) == 0 })
 }
+
+// inflight is how many streams yamux takes for not acknowledged: a map that it does not tidy up by itself.
+func inflight(s *Session) int { return reflect.ValueOf(s.ys).Elem().FieldByName("inflight").Len() }
 
 func TestY5OpenEndsWithItsContext(t *testing.T) {
 	noLeaks(t)
@@ -322,15 +329,15 @@ func TestY9FramesThatNoPeerSends(t *testing.T) {
 		frames [][frameSize]byte
 		reason string
 	}{
-		"version":                {[][frameSize]byte{version}, AbuseProtocol},
-		"kind":                   {[][frameSize]byte{makeFrame(4, 0, 2, 0)}, AbuseProtocol},
-		"flags":                  {[][frameSize]byte{makeFrame(kindWindow, 0x10, 2, 0)}, AbuseProtocol},
-		"stream 0":               {[][frameSize]byte{makeFrame(kindWindow, 0, 0, 0)}, AbuseProtocol},
-		"two FIN":                {[][frameSize]byte{makeFrame(kindWindow, flagFIN, 2, 0), makeFrame(kindWindow, flagFIN, 2, 0)}, AbuseProtocol},
-		"data after FIN":         {[][frameSize]byte{makeFrame(kindWindow, flagFIN, 2, 0), makeFrame(kindData, 0, 2, 5)}, AbuseProtocol},
-		"more than the window":   {[][frameSize]byte{makeFrame(kindData, 0, 2, 512<<10+1)}, AbuseWindow},
-		"more than any window":   {[][frameSize]byte{makeFrame(kindData, 0, 7, 1<<31)}, AbuseWindow},
-		"half the window thrice": {nil, AbuseWindow},
+		"version":              {[][frameSize]byte{version}, AbuseProtocol},
+		"kind":                 {[][frameSize]byte{makeFrame(4, 0, 2, 0)}, AbuseProtocol},
+		"flags":                {[][frameSize]byte{makeFrame(kindWindow, 0x10, 2, 0)}, AbuseProtocol},
+		"stream 0":             {[][frameSize]byte{makeFrame(kindWindow, 0, 0, 0)}, AbuseProtocol},
+		"two FIN":              {[][frameSize]byte{makeFrame(kindWindow, flagFIN, 2, 0), makeFrame(kindWindow, flagFIN, 2, 0)}, AbuseProtocol},
+		"data after FIN":       {[][frameSize]byte{makeFrame(kindWindow, flagFIN, 2, 0), makeFrame(kindData, 0, 2, 5)}, AbuseProtocol},
+		"more than any window": {[][frameSize]byte{makeFrame(kindData, 0, 7, 1<<31)}, AbuseWindow},
+		"more than the window": {nil, AbuseWindow},
+		"the window in parts":  {nil, AbuseWindow},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -340,10 +347,14 @@ func TestY9FramesThatNoPeerSends(t *testing.T) {
 			for _, h := range test.frames {
 				p.send(t, h, nil)
 			}
-			if test.frames == nil {
-				half := make([]byte, 256<<10)
-				for range 3 {
-					p.Write(append(func() []byte { h := makeFrame(kindData, 0, 2, uint32(len(half))); return h[:] }(), half...))
+			switch name {
+			case "more than the window":
+				p.send(t, makeFrame(kindData, 0, 2, p.window+1), nil)
+			case "the window in parts":
+				part := make([]byte, 256<<10)
+				for range p.window/(256<<10) + 1 { // the node may have enough before the last
+					h := makeFrame(kindData, 0, 2, uint32(len(part)))
+					p.Write(append(h[:], part...))
 				}
 			}
 			p.wantAbuse(t, test.reason)
@@ -369,7 +380,7 @@ func TestControlMessagesThatCannotBeReadAreAbuse(t *testing.T) {
 			noLeaks(t)
 			n := newNode(t, NodeOptions{})
 			a := n.dial(t, DialOptions{})
-			p := &badPeer{nil, n, n.session(t)}
+			p := &badPeer{nil, n, n.session(t), 0}
 			io.WriteString(a.ctl.st, b)
 			p.wantAbuse(t, AbuseControl)
 		})
@@ -443,4 +454,51 @@ func TestSessionEndsWithItsControlStream(t *testing.T) {
 			receive(t, s.Done(), "end of the session")
 		})
 	}
+}
+
+func TestAgentThatReadsNoControlMessagesIsGivenUp(t *testing.T) {
+	noLeaks(t)
+	n := newNode(t, NodeOptions{})
+	raw := dialRaw(t, n.URL, PathTunnel, Subprotocol)
+	raw.answerPing(t)
+	hello, err := appendMessage(nil, "hello", Hello{Version: Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.send(t, makeFrame(kindWindow, flagSYN, controlStream, 0), nil)
+	raw.send(t, makeFrame(kindData, 0, controlStream, uint32(len(hello))), hello)
+	s := n.session(t)
+	s.patience = 50 * time.Millisecond
+	go io.Copy(io.Discard, raw) // what never comes is a window update
+	for err = s.Listening("e"); err == nil; err = s.Listening("e") {
+		continue
+	}
+	wantError(t, err, os.ErrDeadlineExceeded)
+	receive(t, s.Done(), "end of the session")
+}
+
+func TestControlMessageThatIsNotContinuedEndsTheSession(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	s.l.mu.Lock()
+	s.patience = 20 * time.Millisecond
+	s.l.mu.Unlock()
+	a.ctl.st.Write([]byte{0, 0, 0, 9, '{'})
+	receive(t, s.Done(), "end of the session")
+	wantError(t, s.Err(), os.ErrDeadlineExceeded)
+}
+
+func TestStreamWithoutHeaderIsReset(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	a.l.mu.Lock()
+	a.patience = 20 * time.Millisecond
+	a.l.mu.Unlock()
+	ys, err := s.ys.OpenStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.stream(ys).Read(make([]byte, 1))
+	wantError(t, err, ErrReset)
+	eventually(t, "stream no longer waits", func() bool { return a.waiting.Load() == 0 })
 }

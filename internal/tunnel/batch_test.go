@@ -122,3 +122,31 @@ func TestGuardAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for two frames", allocs)
 	}
 }
+
+func TestFramesOfStreamsThatAreGoneAreNotSent(t *testing.T) {
+	l := offline(role{})
+	for _, h := range [][frameSize]byte{
+		makeFrame(kindWindow, flagSYN, 2, 0), makeFrame(kindWindow, flagSYN, 4, 0), makeFrame(kindWindow, flagSYN, 6, 0),
+	} {
+		l.Write(h[:])
+	}
+	drained(t, l)
+	rst := makeFrame(kindWindow, flagRST, 2, 0)
+	l.give(rst[:])
+	l.reset(l.flow(4))
+	for _, id := range []uint32{2, 4, 6} {
+		h := makeFrame(kindData, 0, id, 3)
+		l.Write(h[:])
+		l.Write([]byte("xyz"))
+		h = makeFrame(kindWindow, 0, id, 9)
+		l.Write(h[:])
+	}
+	want := []string{"kind 1 flags 0x0 stream 6 length 9", "kind 1 flags 0x8 stream 4 length 0", "kind 0 flags 0x0 stream 6 length 3"}
+	var have []string
+	for _, h := range drained(t, l) {
+		have = append(have, h.String())
+	}
+	if !slices.Equal(have, want) {
+		t.Errorf("sent %q, want %q", have, want)
+	}
+}

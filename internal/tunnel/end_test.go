@@ -314,3 +314,37 @@ func TestIdleSessionRunsNothingOfItsOwn(t *testing.T) {
 	}
 	eventually(t, "two goroutines a session", func() bool { return runtime.NumGoroutine() <= before+2*count })
 }
+
+func TestEndOfTheSessionSendsWhatWasWritten(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	near, far := connect(t, s, a)
+	want := make([]byte, 200<<10)
+	if _, err := near.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	s.ys.Close()
+	n, err := io.ReadFull(far, make([]byte, len(want)))
+	if n != len(want) {
+		t.Errorf("%d of %d bytes arrived: %v", n, len(want), err)
+	}
+	_, err = far.Read(make([]byte, 1))
+	wantError(t, err, ErrSessionClosed)
+}
+
+func TestAgentThatLeavesRefusesNewStreams(t *testing.T) {
+	noLeaks(t)
+	s, a := pair(t)
+	near, far := connect(t, s, a)
+	done := make(chan error, 1)
+	go func() { done <- a.Shutdown(t.Context()) }()
+	receive(t, a.Closing(), "end of Closing")
+	_, err := s.Open(timeout(t), Header{Endpoint: "e"})
+	wantRefused(t, err, CodeDraining)
+	exchangeOneWay(t, near, far, "still served")
+	near.Close()
+	far.Close()
+	if err := receive(t, done, "end of Shutdown"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,11 +1,13 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -240,4 +242,10 @@ func wantError(t testing.TB, err, target error) {
 	if !errors.Is(err, target) {
 		t.Fatalf("want %v, have %v", target, err)
 	}
+}
+
+// running reports whether a goroutine is in a function.
+func running(function string) bool {
+	stacks := make([]byte, 1<<20)
+	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte(function))
 }

@@ -154,6 +154,7 @@ func TestDeadlinesAndLocalCloseAreToldApart(t *testing.T) {
 		_, err := near.Read(make([]byte, 1))
 		failed <- err
 	}()
+	eventually(t, "blocked Read", func() bool { return running("yamux.(*Stream).Read(") })
 	near.Close()
 	wantError(t, receive(t, failed, "end of Read"), net.ErrClosed)
 	_, err = near.Write([]byte("x"))
