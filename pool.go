@@ -42,7 +42,7 @@ type pool struct {
 	dialed    uint64        // the attempt that ended last
 	dialErr   error         // how it ended
 	changed   chan struct{} // closed and replaced at each change of the above
-	lost      chan struct{} // closed and replaced when a link dies or begins to drain: a free place
+	lost      chan struct{} // closed and replaced when a link begins to retire and when it ends: try again
 }
 
 func newPool(ctx context.Context, s settings) *pool {
@@ -120,9 +120,9 @@ func (p *pool) keep(ctx context.Context) {
 	same := backoff.Backoff{Max: time.Minute}  // there seems to be no other node
 	report := reporter{log: p.log, url: p.url}
 	for p.awaitListener(ctx) {
-		attempt := p.beginDial()
+		attempt, lost := p.beginDial()
 		k, err := p.connect(ctx)
-		lost := p.endDial(attempt, err)
+		p.endDial(attempt, err)
 		switch {
 		case err == nil:
 			report.connected(k)
@@ -141,7 +141,9 @@ func (p *pool) keep(ctx context.Context) {
 			}
 		default:
 			report.failed(err)
-			p.pause(ctx, failed.Next(), nil)
+			if p.pause(ctx, failed.Next(), lost) {
+				failed.Reset()
+			}
 		}
 	}
 }
@@ -166,22 +168,20 @@ func (p *pool) awaitListener(ctx context.Context) bool {
 	}
 }
 
-// beginDial returns the number of a new attempt to connect.
-func (p *pool) beginDial() uint64 {
+// beginDial returns the number of a new attempt to connect, and the channel that is closed when a link is lost from now on.
+func (p *pool) beginDial() (attempt uint64, lost <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dials++
-	return p.dials
+	return p.dials, p.lost
 }
 
-// endDial tells waiting Listen calls how an attempt ended. It returns the channel that closes when a place at a node
-// becomes free.
-func (p *pool) endDial(attempt uint64, err error) (lost <-chan struct{}) {
+// endDial tells waiting Listen calls how an attempt ended.
+func (p *pool) endDial(attempt uint64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dialed, p.dialErr = attempt, err
 	p.notifyLocked()
-	return p.lost
 }
 
 // pause waits for d, or until early is closed or somebody who waits in Listen asks for an attempt now. It reports whether
@@ -246,19 +246,19 @@ func (p *pool) claim(k *link) error {
 	return nil
 }
 
-// vacate marks a link as one that will not stay, so that its place can be filled; gone also forgets it.
+// vacate marks a link as one that will not stay, so that its place can be filled; gone also forgets it. Whoever waits to
+// connect is woken.
 func (p *pool) vacate(k *link, gone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !k.leaving {
-		k.leaving = true
-		close(p.lost)
-		p.lost = make(chan struct{})
-	}
+	k.leaving = true
 	if gone {
 		delete(p.links, k)
 		clear(k.on)
 	}
+	// Twice for a link that retires first: when its node has stopped, the next one at the address may be there already.
+	close(p.lost)
+	p.lost = make(chan struct{})
 	p.notifyLocked()
 }
 
@@ -369,11 +369,9 @@ type reporter struct {
 }
 
 func (r *reporter) failed(err error) {
-	say := r.log.Warn
-	if text := err.Error(); text == r.last {
-		say = r.log.Debug
-	} else {
-		r.last = text
+	say := r.log.Debug
+	if text := err.Error(); text != r.last {
+		say, r.last = r.log.Warn, text
 	}
 	say("connection to the cluster could not be made, will retry", "url", redacted(r.url), "err", err)
 }

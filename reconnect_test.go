@@ -148,6 +148,24 @@ func TestOtherSessionIsReasonEnoughToLeaveADrainingNode(t *testing.T) {
 	a.AwaitListen("e", true) // it has restarted
 }
 
+func TestNodeThatHasStoppedIsTriedAgainAtOnce(t *testing.T) {
+	n := fakenode.Start(t, "n1")
+	c := newClient(t, n.URL())
+	c.Connections = 1
+	listen(t, c, "e")
+	n.SetStatus(http.StatusServiceUnavailable)
+	n.DrainAgents(time.Now().Add(time.Minute))
+	n.Await("longer and longer pauses", func() bool { return n.Dials() > 6 })
+	n.SetStatus(0)
+	n.Kill()
+	n.Restart()
+	start := time.Now()
+	n.AwaitListen("e", true)
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("the endpoint is back after %v", d)
+	}
+}
+
 func TestRefusedEndpointIsTriedAgainAndHarmsNoOther(t *testing.T) {
 	n := fakenode.Start(t, "n1")
 	c := newClient(t, n.URL())

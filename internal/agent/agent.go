@@ -27,7 +27,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -75,7 +74,7 @@ func New(c config.Agent, o Options) (*Agent, error) {
 		}
 	}
 	a := &Agent{settings: c, options: o}
-	registry := prometheus.NewRegistry()
+	registry := console.NewRegistry(o.Version)
 	m := newMetrics(registry, a)
 	var err, problem error
 	a.client, err = newClient(c.Connect, o.Log)

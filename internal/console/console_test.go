@@ -88,13 +88,17 @@ func TestConsoleShowsWhatItIsGiven(t *testing.T) {
 	c := config.DefaultAgent().Admin
 	c.Listen = "127.0.0.1:0"
 	base := start(t, c, admin.Options{
-		Ready:  func() error { return errors.New("not yet") },
-		Status: map[string]admin.StatusFunc{"": func(*http.Request) (any, error) { return []int{1, 2}, nil }},
+		Gatherer: NewRegistry("v9"),
+		Ready:    func() error { return errors.New("not yet") },
+		Status:   map[string]admin.StatusFunc{"": func(*http.Request) (any, error) { return []int{1, 2}, nil }},
 	})
 	for path, want := range map[string]struct {
 		status int
 		body   string
-	}{"/health": {200, "ok"}, "/ready": {503, "not yet"}, "/status": {200, "[1,2]"}} {
+	}{
+		"/health": {200, "ok"}, "/ready": {503, "not yet"}, "/status": {200, "[1,2]"},
+		"/metrics": {200, `piko_build_info{version="v9"} 1`},
+	} {
 		if status, body := get(t, base+path, ""); status != want.status || !strings.Contains(body, want.body) {
 			t.Errorf("%s answers %d %s", path, status, body)
 		}

@@ -19,7 +19,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -68,7 +67,7 @@ func New(c config.Forward, o Options) (*Forwarder, error) {
 	f := &Forwarder{settings: c, options: o}
 	var errs [2]error
 	f.client, errs[0] = newClient(c.Connect, o.Log)
-	registry := prometheus.NewRegistry()
+	registry := console.NewRegistry(o.Version)
 	m := newMetrics(registry)
 	for i, entry := range c.Forwards {
 		f.forwards = append(f.forwards, &forward{
