@@ -23,6 +23,7 @@ type canary struct {
 	since   time.Time // when head was acknowledged
 	seen    []byte    // the head that the watch brought last
 	record  []byte    // the record that the watch of the members brought last
+	listed  bool      // that watch has brought something
 }
 
 // begin forgets what was written in the session before.
@@ -50,10 +51,11 @@ func (c *canary) wroteMember(value []byte) {
 	c.member, c.since = value, time.Now()
 }
 
+// sawMember notes what the watch of the members brought of this node, nil for nothing.
 func (c *canary) sawMember(value []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.record = value
+	c.record, c.listed = value, true
 }
 
 // saw notes what the watch brought, nil for nothing. It returns how long ago that was sent, if it was not measured yet,
@@ -62,8 +64,8 @@ func (c *canary) saw(value []byte) (took time.Duration, foreign bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen = value
-	ours := bytes.Equal(value, c.flying) || bytes.Equal(value, c.head)
-	if ours && value != nil && c.counted != c.write {
+	ours := value != nil && (bytes.Equal(value, c.flying) || bytes.Equal(value, c.head))
+	if ours && c.counted != c.write {
 		if h, err := decodeHead(value); err == nil && h.Write == c.write {
 			c.counted = c.write
 			return time.Since(c.sent), false
@@ -88,7 +90,7 @@ func (c *canary) overdue(age time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.head != nil && c.flying == nil && time.Since(c.since) > age &&
-		(!bytes.Equal(c.head, c.seen) || c.record != nil && !bytes.Equal(c.member, c.record))
+		(!bytes.Equal(c.head, c.seen) || c.listed && !bytes.Equal(c.member, c.record))
 }
 
 // watchSelf follows this node's own head until ctx ends.

@@ -3,7 +3,6 @@ package consul
 import (
 	"context"
 	"maps"
-	"net/http"
 	"testing"
 	"time"
 
@@ -11,14 +10,37 @@ import (
 	"github.com/pikoproxy/piko/internal/pikotest/consultest"
 )
 
-func operatorHTTP(t *testing.T) *http.Client {
-	transport := &http.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: patience}
+// TestDirectory tries what needs no harm to Consul itself, at the same time in one Consul.
+func TestDirectory(t *testing.T) {
+	c := consultest.Start(t, consultest.Options{})
+	// First and alone, since it measures.
+	t.Run("nodes see each other's keys", func(t *testing.T) { seeEachOther(t, newTown(t, c)) })
+	for name, try := range map[string]func(*testing.T, *town){
+		"published waits for consul":                   waitForConsul,
+		"a destroyed session costs no route":           destroySession,
+		"a deleted tree costs no route":                deleteTree,
+		"a node removed from the catalog comes back":   deregister,
+		"renewals that stop cost no route":             stopRenewals,
+		"a dead node is dropped":                       dropDead,
+		"an edited key is repaired":                    repairEdited,
+		"a bucket that was changed is found":           verifyBuckets,
+		"a name belongs to one living node":            refuseDuplicate,
+		"a node that starts again takes its name over": takeOver,
+		"what dead nodes leave behind is swept up":     sweepUp,
+		"many endpoints spread over more buckets":      growBuckets,
+		"consul's dns answers for living nodes":        answerDNS,
+		"endpoints are tags if asked for":              projectTags,
+		"values that lie are passed over":              passOver,
+		"a weight alone may wait":                      delayWeights,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			try(t, newTown(t, c))
+		})
+	}
 }
 
-func TestNodesSeeEachOthersKeys(t *testing.T) {
-	w := newTown(t, consultest.Start(t, consultest.Options{}))
+func seeEachOther(t *testing.T, w *town) {
 	a, b, c := w.join("a"), w.join("b"), w.join("c")
 	a.local.Add("one", 1)
 	a.publish("one")
@@ -62,23 +84,22 @@ func TestNodesSeeEachOthersKeys(t *testing.T) {
 	if err := b.stop(); err != nil {
 		t.Errorf("Run of b: %v", err)
 	}
-	nodes, _, err := w.operator().Catalog().Nodes(nil)
+	nodes, _, err := w.client.Catalog().Nodes(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	names := map[string]bool{}
 	for _, n := range nodes {
-		if n.Meta[metaCluster] == "test" {
+		if n.Meta[metaCluster] == w.cluster {
 			names[n.Node] = true
 		}
 	}
-	if want := map[string]bool{"pikod-test-a": true, "pikod-test-c": true}; !maps.Equal(names, want) {
+	if want := map[string]bool{a.catalog: true, c.catalog: true}; !maps.Equal(names, want) {
 		t.Errorf("the catalog has %v, want a and c", names)
 	}
 }
 
-func TestPublishedWaitsForConsul(t *testing.T) {
-	w := newTown(t, consultest.Start(t, consultest.Options{}))
+func waitForConsul(t *testing.T, w *town) {
 	a := w.join("a")
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
@@ -87,7 +108,7 @@ func TestPublishedWaitsForConsul(t *testing.T) {
 	}
 	a.local.Add("tenant/one", 3)
 	a.publish("tenant/one")
-	pair, _, err := w.operator().KV().Get(a.headKey("a"), nil)
+	pair, _, err := w.client.KV().Get(a.headKey("a"), nil)
 	if err != nil || pair == nil {
 		t.Fatal(pair, err)
 	}
@@ -98,8 +119,19 @@ func TestPublishedWaitsForConsul(t *testing.T) {
 	b := w.join("b")
 	b.isReady()
 	b.remembers("tenant/one", map[string]int{"a": 3})
-	a.local.Add("tenant/one", 1) // a weight only: that may take longer, and comes with the next urgent change at the latest
-	a.local.Add("two", 1)
+}
+
+func delayWeights(t *testing.T, w *town) {
+	w.pace.lazy = time.Second
+	a, b := w.join("a"), w.join("b")
+	a.local.Add("one", 3)
+	b.sees("one", map[string]int{"a": 3})
+	a.local.Add("one", 1)
+	if took := b.sees("one", map[string]int{"a": 4}); took < w.pace.lazy/2 {
+		t.Errorf("a change of weight was written after %v, want it to wait for others", took)
+	}
+	a.local.Add("one", 1)
+	a.local.Add("two", 1) // what is urgent takes it along
 	b.sees("two", map[string]int{"a": 1})
-	b.remembers("tenant/one", map[string]int{"a": 4})
+	b.remembers("one", map[string]int{"a": 5})
 }

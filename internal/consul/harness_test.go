@@ -3,9 +3,11 @@ package consul
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -23,14 +25,26 @@ import (
 	"github.com/pikoproxy/piko/internal/pikotest/consultest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil { // these tests wait more than they work
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is how long a test waits for what should happen.
 const patience = 20 * time.Second
 
+// towns counts clusters, so that many may share a Consul.
+var towns atomic.Int64
+
 // town is a cluster of nodes that share a Consul.
 type town struct {
 	t       *testing.T
+	consul  *consultest.Consul
+	client  *api.Client // an operator's
+	cluster string
 	address string
 	token   string
 	pace    pace
@@ -43,8 +57,10 @@ type town struct {
 
 func newTown(t *testing.T, c *consultest.Consul) *town {
 	p := defaultPace()
-	p.spread = 50 * time.Millisecond
-	return &town{t: t, address: c.HTTP, token: c.Token, pace: p, alive: map[string]bool{}}
+	return &town{
+		t: t, consul: c, client: operator(t, c), cluster: fmt.Sprintf("town-%d", towns.Add(1)), address: c.HTTP, token: c.Token, pace: p,
+		alive: map[string]bool{},
+	}
 }
 
 // house is one node.
@@ -71,7 +87,7 @@ func (w *town) build(id string) *house {
 		log.SetOutput(os.Stderr)
 	}
 	o := Options{
-		Settings: config.DefaultPikod().Consul, Cluster: "test", Local: h.local, Table: h.table, Probe: w.probe,
+		Settings: config.DefaultPikod().Consul, Cluster: w.cluster, Local: h.local, Table: h.table, Probe: w.probe,
 		Node: cluster.Node{
 			ID: id, Incarnation: fmt.Sprintf("life-%d", n), Addr: fmt.Sprintf("127.0.0.1:%d", 20000+n),
 			ProxyAddr: fmt.Sprintf("127.0.0.1:%d", 21000+n), AdminAddr: "127.0.0.1:8002", Zone: "here", Version: "1.0.0",
@@ -226,11 +242,15 @@ func value(m *dto.Metric) float64 {
 }
 
 // operator returns a client of Consul for what an operator does.
-func (w *town) operator() *api.Client {
-	w.t.Helper()
-	c, err := api.NewClient(&api.Config{Address: w.address, Token: w.token, HttpClient: operatorHTTP(w.t)})
+func operator(t *testing.T, c *consultest.Consul) *api.Client {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	client, err := api.NewClient(&api.Config{
+		Address: c.HTTP, Token: c.Token, HttpClient: &http.Client{Transport: transport, Timeout: patience},
+	})
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
-	return c
+	return client
 }

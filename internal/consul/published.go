@@ -42,4 +42,3 @@ func (w *writer) tellLocked(key string) {
 		delete(w.waiters, key)
 	}
 }
-

@@ -44,6 +44,7 @@ func (v *view) run(ctx context.Context) {
 func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) error {
 	d := v.d
 	seen := map[string]bool{}
+	var own []byte
 	for _, pair := range pairs {
 		name := path.Base(pair.Key)
 		d.metrics.readBytes.Add(float64(len(pair.Value)))
@@ -52,7 +53,7 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 			continue
 		}
 		if name == d.node.ID {
-			d.canary.sawMember(pair.Value)
+			own = pair.Value
 			continue
 		}
 		n, err := decodeMember(name, pair.Value)
@@ -71,6 +72,7 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 	if stale {
 		return nil
 	}
+	d.canary.sawMember(own)
 	var missing error
 	for name, p := range v.peers {
 		if !seen[name] && p.watching {

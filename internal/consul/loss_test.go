@@ -1,0 +1,434 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/pikoproxy/piko/internal/cluster"
+)
+
+// pair is two nodes, of which a holds "kept".
+func (w *town) pair() (a, b *house) {
+	a, b = w.join("a"), w.join("b")
+	a.local.Add("kept", 1)
+	b.local.Add("theirs", 1)
+	b.sees("kept", map[string]int{"a": 1})
+	a.sees("theirs", map[string]int{"b": 1})
+	return a, b
+}
+
+// keeps runs f and fails if b loses sight of "kept" before f returns.
+func (h *house) keeps(f func()) {
+	h.t.Helper()
+	done, result := make(chan struct{}), make(chan int, 1)
+	go func() {
+		lost := 0
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if len(h.table.Lookup("kept")) == 0 {
+					lost++
+				}
+			case <-done:
+				result <- lost
+				return
+			}
+		}
+	}()
+	f()
+	close(done)
+	if lost := <-result; lost > 0 {
+		h.t.Errorf("%s lost sight of a key %d times", h.node.ID, lost)
+	}
+}
+
+// goesOn fails unless changes of a still reach b.
+func goesOn(a, b *house) {
+	a.t.Helper()
+	key, id := "after-"+a.node.ID, a.node.ID
+	a.local.Add(key, 1)
+	b.sees(key, map[string]int{id: 1})
+	until(a.t, id+" is there and in no doubt", func() bool {
+		r, ok := b.table.Node(id)
+		return ok && r.Doubt() == ""
+	})
+}
+
+func sessionOf(h *house) string { return *h.session.Load() }
+
+func destroySession(t *testing.T, w *town) {
+	w.pace.renew = 200 * time.Millisecond
+	a, b := w.pair()
+	b.keeps(func() {
+		old := sessionOf(a)
+		if _, err := w.client.Session().Destroy(old, nil); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "a has another session", func() bool { s := sessionOf(a); return s != "" && s != old })
+		goesOn(a, b)
+	})
+	if n := b.metric("piko_consul_gap_reloads_total"); n > 0 {
+		t.Errorf("the loss of a session cost %v lists, want none", n)
+	}
+}
+
+func deleteTree(t *testing.T, w *town) {
+	a, b := w.pair()
+	session := sessionOf(a)
+	b.keeps(func() {
+		w.consul.CLI("kv", "delete", "-recurse", a.base)
+		until(t, "a has written everything again", func() bool {
+			pairs, _, err := w.client.KV().List(a.nodePrefix("a"), nil)
+			return err == nil && len(pairs) >= 2 && pairs[0].Session == session
+		})
+		goesOn(a, b)
+		goesOn(b, a)
+	})
+	if sessionOf(a) != session {
+		t.Error("the session was given up, though it lived")
+	}
+	if n := a.metric("piko_consul_repairs_total"); n < 1 {
+		t.Errorf("%v repairs, want at least one", n)
+	}
+}
+
+func deregister(t *testing.T, w *town) {
+	w.pace.renew = 200 * time.Millisecond
+	a, b := w.pair()
+	b.keeps(func() {
+		_, err := w.client.Catalog().Deregister(&api.CatalogDeregistration{Node: a.catalog}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		until(t, "a is back in the catalog", func() bool {
+			entries, _, err := w.client.Health().Service(serviceName, w.cluster, true, nil)
+			return err == nil && len(entries) == 2
+		})
+		goesOn(a, b)
+	})
+}
+
+// stopRenewals has a node live on that Consul takes for dead.
+func stopRenewals(t *testing.T, w *town) {
+	b := w.join("b")
+	w.pace.renew = time.Hour
+	a := w.join("a")
+	a.local.Add("kept", 1)
+	b.sees("kept", map[string]int{"a": 1})
+	b.keeps(func() {
+		remote, _ := b.table.Node("a")
+		began := time.Now()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for remote.Doubt() != cluster.Orphan {
+			if <-tick.C; time.Since(began) > 30*time.Second {
+				t.Fatal("the record of a node without renewals never vanished")
+			}
+		}
+		if took := time.Since(began); took < 15*time.Second {
+			t.Errorf("the session expired after %v, want about 20 s", took)
+		}
+		a.local.Add("after", 1) // the node finds out with its next write
+		b.sees("after", map[string]int{"a": 1})
+		until(t, "a is in doubt no more", func() bool { return remote.Doubt() == "" })
+	})
+}
+
+func dropDead(t *testing.T, w *town) {
+	w.pace.probe = 200 * time.Millisecond
+	a, b := w.pair()
+	session := sessionOf(a)
+	if err := a.stop(); err != nil { // as a crash: it does not leave, and does not answer
+		t.Error(err)
+	}
+	if _, err := w.client.Session().Destroy(session, nil); err != nil {
+		t.Fatal(err)
+	}
+	if took := b.sees("kept", map[string]int{}); took > 3*time.Second {
+		t.Errorf("a dead node was dropped after %v", took)
+	}
+	if n := len(b.table.Nodes()); n != 0 {
+		t.Errorf("%d nodes, want none", n)
+	}
+	again := w.join("a")
+	again.local.Add("kept", 2)
+	b.sees("kept", map[string]int{"a": 2})
+}
+
+func repairEdited(t *testing.T, w *town) {
+	w.pace.repair = 100 * time.Millisecond
+	a, b := w.pair()
+	kv := w.client.KV()
+	for name, value := range map[string]string{
+		a.headKey("a"): `{"v":1}`, a.memberKey("a"): "nonsense", b.headKey("b"): "",
+	} {
+		h := a
+		if strings.Contains(name, "/b/head") {
+			h = b
+		}
+		before, _, err := kv.Get(name, nil)
+		if err != nil || before == nil {
+			t.Fatal(before, err)
+		}
+		if _, err := kv.Put(&api.KVPair{Key: name, Value: []byte(value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		until(t, name+" is repaired", func() bool {
+			now, _, err := kv.Get(name, nil)
+			return err == nil && now != nil && string(now.Value) != value && now.Session == sessionOf(h)
+		})
+	}
+	goesOn(a, b)
+	b.remembers("kept", map[string]int{"a": 1})
+}
+
+func verifyBuckets(t *testing.T, w *town) {
+	w.pace.verify = 300 * time.Millisecond
+	a := w.join("a")
+	for i := range 20 {
+		a.local.Add(fmt.Sprint("e", i), 1)
+	}
+	a.publish("e19")
+	kv := w.client.KV()
+	buckets := func() map[string]string {
+		pairs, _, err := kv.List(a.nodePrefix("a")+"b/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := map[string]string{}
+		for _, p := range pairs {
+			have[p.Key] = string(p.Value)
+		}
+		return have
+	}
+	want := buckets()
+	i := 0
+	for name := range want {
+		switch i++; i {
+		case 1:
+			_, _ = kv.Delete(name, nil)
+		case 2:
+			_, _ = kv.Put(&api.KVPair{Key: name, Value: []byte(`{"stranger":1}`)}, nil)
+		}
+	}
+	_, _ = kv.Put(&api.KVPair{Key: a.nodePrefix("a") + "b/77/0001", Value: []byte(`{"stranger":1}`)}, nil)
+	until(t, "the buckets are as before", func() bool { return fmt.Sprint(buckets()) == fmt.Sprint(want) })
+}
+
+func refuseDuplicate(t *testing.T, w *town) {
+	a := w.join("a")
+	a.local.Add("kept", 1)
+	a.publish("kept")
+	other := w.build("a")
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := other.Run(ctx); !errors.Is(err, ErrDuplicate) {
+		t.Errorf("Run = %v, want ErrDuplicate", err)
+	}
+	if s := sessionOf(a); s == "" {
+		t.Error("the first node lost its session")
+	}
+	b := w.join("b")
+	b.sees("kept", map[string]int{"a": 1})
+}
+
+func takeOver(t *testing.T, w *town) {
+	a, b := w.pair()
+	if err := a.stop(); err != nil {
+		t.Error(err)
+	}
+	again := w.join("a")
+	again.local.Add("anew", 1)
+	b.sees("anew", map[string]int{"a": 1})
+	b.sees("kept", map[string]int{})
+	if n, _ := b.table.Node("a"); n.Node().Incarnation != again.node.Incarnation {
+		t.Errorf("incarnation %s, want that of the new life", n.Node().Incarnation)
+	}
+}
+
+func sweepUp(t *testing.T, w *town) {
+	w.pace.sweep, w.pace.sweepAge, w.pace.sweepSpread = 100*time.Millisecond, 300*time.Millisecond, time.Millisecond
+	w.pace.probe = 50 * time.Millisecond
+	a, b := w.pair()
+	session := sessionOf(a)
+	if err := a.stop(); err != nil {
+		t.Error(err)
+	}
+	for _, key := range []string{a.headKey("left"), a.nodePrefix("left") + "b/1/0001", a.memberKey("left")} {
+		_, _ = w.client.KV().Put(&api.KVPair{Key: key, Value: []byte("{}")}, nil)
+	}
+	if _, err := w.client.Session().Destroy(session, nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the dead node has left the catalog", func() bool {
+		node, _, err := w.client.Catalog().Node(a.catalog, nil)
+		return err == nil && node == nil
+	})
+	until(t, "keys without a lock are gone", func() bool {
+		keys, _, err := w.client.KV().Keys(a.base, "", nil)
+		return err == nil && !slices.ContainsFunc(keys, func(k string) bool { return strings.Contains(k, "/left") })
+	})
+	if node, _, err := w.client.Catalog().Node(b.catalog, nil); err != nil || node == nil {
+		t.Errorf("the living node was swept up too: %v", err)
+	}
+}
+
+func growBuckets(t *testing.T, w *town) {
+	const many = 33_000
+	a, b := w.join("a"), w.join("b")
+	a.local.Add("first", 1)
+	b.sees("first", map[string]int{"a": 1})
+	for i := range many {
+		a.local.Add(fmt.Sprintf("endpoint-%05d", i), 1)
+	}
+	began := time.Now()
+	until(t, "b has all endpoints", func() bool { return len(b.table.Weights("a")) == many+1 })
+	t.Logf("%d endpoints after %v", many, time.Since(began))
+	pairs, _, err := w.client.KV().List(a.nodePrefix("a"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pairs) < 513 || len(pairs) > 1025 {
+		t.Errorf("%d keys, want a head and at most 1024 buckets of the new size only", len(pairs))
+	}
+	if n := a.largestTransaction(); n > 64 {
+		t.Errorf("a transaction had more than 64 operations")
+	}
+	c := w.join("c")
+	began = time.Now()
+	c.isReady()
+	if took := time.Since(began); took > 5*time.Second || len(c.table.Weights("a")) != many+1 {
+		t.Errorf("a new node has %d endpoints after %v", len(c.table.Weights("a")), took)
+	}
+	for i := range many {
+		a.local.Add(fmt.Sprintf("endpoint-%05d", i), -1)
+	}
+	until(t, "b has one endpoint", func() bool { return len(b.table.Weights("a")) == 1 && len(c.table.Weights("a")) == 1 })
+}
+
+// largestTransaction returns an upper bound of the operations in one transaction, 1000 for more than 64.
+func (h *house) largestTransaction() int {
+	families, err := h.registry.Gather()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "piko_consul_transaction_operations" {
+			continue
+		}
+		all := f.GetMetric()[0].GetHistogram()
+		for _, b := range all.GetBucket() {
+			if b.GetCumulativeCount() == all.GetSampleCount() {
+				return int(b.GetUpperBound())
+			}
+		}
+	}
+	return 1000
+}
+
+func answerDNS(t *testing.T, w *town) {
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, w.consul.DNS)
+	}}
+	ports := func() (found []int) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, records, err := resolver.LookupSRV(ctx, "", "", w.cluster+".pikod.service.consul.")
+		if err != nil {
+			return nil
+		}
+		for _, r := range records {
+			found = append(found, int(r.Port))
+		}
+		slices.Sort(found)
+		return found
+	}
+	a, b := w.pair()
+	_, first := split(a.node.ProxyAddr)
+	_, second := split(b.node.ProxyAddr)
+	until(t, "both nodes are in DNS", func() bool { return slices.Equal(ports(), []int{first, second}) })
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	hosts, err := resolver.LookupHost(ctx, "pikod.service.consul.")
+	if err != nil || !slices.Contains(hosts, "127.0.0.1") {
+		t.Errorf("pikod.service.consul = %v, %v", hosts, err)
+	}
+	b.leave()
+	until(t, "b is not in DNS", func() bool { return slices.Equal(ports(), []int{first}) })
+	session := sessionOf(a)
+	if err := a.stop(); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.client.Session().Destroy(session, nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a dead node is not in DNS", func() bool { return len(ports()) == 0 })
+}
+
+func projectTags(t *testing.T, w *town) {
+	w.pace.tags = 100 * time.Millisecond
+	w.change = func(o *Options) { o.Settings.DNSTags = true }
+	a := w.join("a")
+	a.local.Add("my-tagged-endpoint", 1)
+	a.local.Add("not.a.label", 1)
+	a.local.Add("tenant/hidden", 1)
+	tagged := func() int {
+		entries, _, err := w.client.Health().Service(serviceName, "my-tagged-endpoint", true, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if slices.Contains(e.Service.Tags, "not.a.label") || slices.Contains(e.Service.Tags, "tenant/hidden") {
+				t.Errorf("tags %v: want labels without tenants only", e.Service.Tags)
+			}
+		}
+		return len(entries)
+	}
+	until(t, "the endpoint is a tag of a passing service", func() bool { return tagged() == 1 })
+	a.local.Add("my-tagged-endpoint", -1)
+	until(t, "the tag is gone", func() bool { return tagged() == 0 })
+}
+
+func passOver(t *testing.T, w *town) {
+	a := w.join("a")
+	kv := w.client.KV()
+	lie := func(key, value string) {
+		if _, err := kv.Put(&api.KVPair{Key: a.base + key, Value: []byte(value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lie("m/unlocked", `{"v":1,"inc":"x","addr":"127.0.0.1:1","state":"up"}`)
+	session, _, err := w.client.Session().CreateNoChecks(&api.SessionEntry{TTL: "60s", Behavior: "delete"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range map[string]string{
+		"m/metadata": `{"v":1,"inc":"x","addr":"169.254.169.254:80","state":"up"}`, "m/broken": "{", "m/later": `{"v":2}`,
+		"m/large":         `{"v":1,"inc":"x","addr":"127.0.0.1:1","state":"up","zone":"` + strings.Repeat("z", 5000) + `"}`,
+		"m/liar":          `{"v":1,"inc":"x","addr":"127.0.0.1:1","state":"up"}`,
+		"n/liar/head":     `{"v":1,"inc":"x","g":1,"s":1,"w":1,"b":16,"n":3}`,
+		"n/liar/b/1/0000": `{"good":1,"BAD":1,"worse/../x y":1,"negative":-1}`, "n/liar/b/1/0001": `[]`, "n/liar/b/2/0002": `{"old":1}`,
+	} {
+		done, _, err := kv.Acquire(&api.KVPair{Key: a.base + key, Value: []byte(value), Session: session}, nil)
+		if err != nil || !done {
+			t.Fatal(done, err)
+		}
+	}
+	a.sees("good", map[string]int{"liar": 1})
+	if nodes, keys := len(a.table.Nodes()), len(a.table.Weights("liar")); nodes != 1 || keys != 1 {
+		t.Errorf("%d nodes with %d keys, want one with one", nodes, keys)
+	}
+	if n := a.metric("piko_consul_bad_entries_total"); n < 5 {
+		t.Errorf("%v bad entries counted, want some", n)
+	}
+}
