@@ -42,7 +42,7 @@ var layers = map[string]room{
 	"internal/pikotest/fakenode":   {2, []string{"internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/pikotest/consultest": {0, nil},
 	"internal/consul":              {3, []string{"internal/backoff", "internal/cluster", "internal/config", "internal/endpoint"}},
-	"internal/router":              {3, []string{"internal/backoff", "internal/endpoint", "internal/tunnel"}},
+	"internal/router":              {3, []string{"internal/backoff", "internal/cluster", "internal/endpoint", "internal/tunnel"}},
 	"internal/console":             {4, []string{"internal/admin", "internal/auth", "internal/config", "internal/fault", "internal/tlsconf"}},
 	"internal/daemon":              {4, []string{"internal/config"}},
 	"internal/proxy": {4, []string{

@@ -3,6 +3,8 @@ package router
 import (
 	"fmt"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/cluster"
 )
 
 // Explanation tells where a request for an endpoint would go now, and why.
@@ -17,13 +19,14 @@ type Explanation struct {
 type UpstreamStatus struct {
 	Session  string  `json:"session"`
 	Remote   bool    `json:"remote"`
+	Node     string  `json:"node,omitempty"` // that a remote one leads to
 	Protocol string  `json:"protocol"`
 	Weight   int     `json:"weight"`
 	Share    float64 `json:"share"` // of the requests when all are equally loaded; 0 when not usable
 	InFlight int     `json:"in_flight"`
 	Idle     int     `json:"idle"`
 	Faults   int     `json:"faults"` // consecutive
-	State    string  `json:"state"`  // healthy, ejected, probing, closing
+	State    string  `json:"state"`  // healthy, ejected, probing, closing; draining, orphan or down for a node
 	For      string  `json:"for"`    // how much longer it stays ejected; empty otherwise
 }
 
@@ -68,10 +71,15 @@ func (r *Router) Explain(key Key) (Explanation, bool) {
 
 func (u *Upstream) status(now time.Duration) UpstreamStatus {
 	s := UpstreamStatus{
-		Session: u.session.ID(), Remote: u.remote, Protocol: u.protocol, Weight: u.Weight(), InFlight: u.InFlight(),
+		Session: u.session.ID(), Remote: u.isRemote(), Protocol: u.protocol, Weight: u.Weight(), InFlight: u.InFlight(),
 		Idle: u.Idle(), Faults: int(u.faults.Load()), State: "healthy",
 	}
+	if u.isRemote() {
+		s.Node = u.remote.Node().ID
+	}
 	switch until := time.Duration(u.until.Load()); {
+	case u.standing() != cluster.Good:
+		s.State = u.standing().String()
 	case u.gone():
 		s.State = "closing"
 	case until > now:

@@ -37,11 +37,12 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // Request says where a stream shall lead.
 type Request struct {
-	Key       Key
-	Header    tunnel.Header // Endpoint as the agent knows it, without the tenant
-	Fresh     bool          // a stream that nobody has used: for a second try after a reused one broke
-	LocalOnly bool          // came from a peer: one hop is enough
-	Tried     []*Upstream   // not these: asked for the same request before
+	Key    Key
+	Header tunnel.Header // Endpoint as the agent knows it, without the tenant
+	Fresh  bool          // a stream that nobody has used: for a second try after a reused one broke
+	Tried  []*Upstream   // not these: asked for the same request before
+
+	relayed bool // came from a peer: see OpenLocal
 }
 
 // Open returns a stream to an upstream of the endpoint. It prefers an idle stream for HTTP. Upstreams that refuse
@@ -57,7 +58,7 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 	}
 	var first [8]*Upstream // tried; most endpoints have fewer upstreams
 	c := chooser{
-		policy: settings.Policy, protocol: req.Header.Protocol, local: req.LocalOnly,
+		policy: settings.Policy, protocol: req.Header.Protocol, local: req.relayed, zone: r.zone,
 		tried: first[:0], before: req.Tried, now: r.now(),
 	}
 	var last error
@@ -65,7 +66,7 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 	for {
 		u, probe := r.choose(&c, req.Key)
 		if u == nil {
-			if !r.moving(req.Key, &c) || held >= settings.EndpointWait {
+			if req.relayed || !r.moving(req.Key, &c) || held >= settings.EndpointWait {
 				return nil, r.none(&c, req.Key, last)
 			}
 			waited, err := r.wait(ctx, &c, req.Key, settings.EndpointWait-held)
@@ -73,7 +74,7 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 				return nil, err
 			}
 			held += waited
-			c.now = r.now()
+			c.again(r.now())
 			continue
 		}
 		s, err := r.open(ctx, u, probe, &req)
@@ -84,7 +85,10 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 			return nil, ended(ctx, req.Key)
 		}
 		c.tried, last, c.now = append(c.tried, u), err, r.now()
-		c.failed = c.failed || !u.gone() && !leaving(err)
+		if u.isRemote() && isRefusal(err, tunnel.CodeInvalid) {
+			c.speechless++
+		}
+		c.failed = c.failed || !u.gone() && !leaving(u, err)
 	}
 }
 
@@ -108,37 +112,49 @@ func (r *Router) choose(c *chooser, key Key) (u *Upstream, probe bool) {
 // open takes an idle stream of the upstream or opens a new one.
 func (r *Router) open(ctx context.Context, u *Upstream, probe bool, req *Request) (*Stream, error) {
 	kind := poolOf(req.Header.Protocol)
-	u.inFlight.Add(1)
-	if kind >= 0 && !req.Fresh {
+	relayed := req.relayed && kind >= 0
+	load := &u.inFlight
+	if relayed {
+		load = &u.relayed
+	}
+	load.Add(1)
+	if kind >= 0 && !req.Fresh && u.crowded() {
 		if p := r.takeIdle(u, kind); p != nil {
 			r.metrics.reused.Inc()
-			return &Stream{pooled: p, reused: true, probe: probe}, nil
+			return &Stream{pooled: p, reused: true, probe: probe, load: load}, nil
 		}
 	}
 	h := req.Header
+	if u.isRemote() {
+		h.Endpoint = req.Key
+	}
 	if kind >= 0 {
 		h.Client, h.Trace = "", "" // the stream will carry requests of others too
 	}
 	if u.protocol == tunnel.ProtocolTCP {
 		h.Protocol = tunnel.ProtocolTCP // the agent passes the bytes on as they are, whatever they mean
 	}
+	epoch := u.epoch.Load()
 	conn, err := u.session.Open(ctx, h)
 	if isRefusal(err, tunnel.CodeOverloaded) && r.makeRoom(u.session) {
 		conn, err = u.session.Open(ctx, h)
 	}
 	if err != nil {
-		u.inFlight.Add(-1)
+		load.Add(-1)
 		r.refused(ctx, u, probe, err)
 		return nil, err
 	}
 	r.metrics.opened.Inc()
-	return &Stream{pooled: &pooled{Conn: conn, upstream: u, pool: kind}, probe: probe}, nil
+	if relayed {
+		kind = -1 // the peer keeps it
+	}
+	return &Stream{pooled: &pooled{Conn: conn, upstream: u, pool: kind, epoch: epoch}, probe: probe, load: load}, nil
 }
 
 // takeIdle returns the youngest idle stream that is fit for use and drops those that are not.
 func (r *Router) takeIdle(u *Upstream, kind int) *pooled {
 	for {
-		p := u.pools[kind].take()
+		p := u.pools[kind].take(u.isRemote())
 		if p == nil {
 			return nil
 		}
@@ -157,9 +173,11 @@ func (r *Router) refused(ctx context.Context, u *Upstream, probe bool, err error
 		reason = refusalAbandoned
 	}
 	r.metrics.refusals[reason].Inc()
-	switch reason {
-	case refusalAbandoned, refusalDraining, refusalClosed, refusalOverloaded:
+	switch {
+	case reason == refusalAbandoned, reason == refusalDraining, reason == refusalClosed, reason == refusalOverloaded:
 		// Nothing is wrong with the service: the client left, or the session says itself that it has had enough.
+	case u.isRemote() && (reason == refusalNotListening || isRefusal(err, tunnel.CodeInvalid)):
+		// The agent has left that node a moment ago, or those there do not speak the protocol.
 	default:
 		u.fault(probe)
 	}
@@ -176,23 +194,28 @@ func (r *Router) moving(key Key, c *chooser) bool {
 	if snap == nil {
 		return now < startWindow
 	}
-	// One that stays and merely can't be used, by its protocol or because it was tried before, is no reason to wait.
-	if slices.ContainsFunc(snap.all, func(u *Upstream) bool {
-		return !u.gone() && !slices.Contains(c.tried, u) && (!c.local || !u.remote)
-	}) {
-		return false
+	lately := len(snap.all) == 0
+	for _, u := range snap.all {
+		// One that stays and merely can't be used, by its protocol or because it was tried before, is no reason to wait.
+		if !u.gone() && !slices.Contains(c.tried, u) {
+			return false
+		}
+		lately = lately || !u.isRemote() || u.remote.DownFor() < recentWindow
 	}
-	return r.leftRecently(key, now)
+	return lately && r.leftRecently(key, now)
 }
 
 // none is the error for a request without any candidate left.
 func (r *Router) none(c *chooser, key Key, last error) error {
+	if last != nil && c.speechless == len(c.tried) {
+		return ErrProtocol
+	}
 	if last != nil {
 		return &UnreachableError{Key: key, Tried: len(c.tried), Err: last}
 	}
 	_, snap := r.lookup(key)
 	if snap != nil && slices.ContainsFunc(snap.all, func(u *Upstream) bool {
-		return !u.gone() && !u.serves(c.protocol) && (!c.local || !u.remote)
+		return !u.gone() && !u.serves(c.protocol)
 	}) {
 		return ErrProtocol
 	}
@@ -208,9 +231,9 @@ func ended(ctx context.Context, key Key) error {
 }
 
 // leaving reports whether an upstream that gave this error is about to go, so that another may be coming.
-func leaving(err error) bool {
+func leaving(u *Upstream, err error) bool {
 	reason := reasonOf(err)
-	return reason == refusalDraining || reason == refusalClosed
+	return reason == refusalDraining || reason == refusalClosed || u.isRemote() && reason == refusalNotListening
 }
 
 func isRefusal(err error, code string) bool {

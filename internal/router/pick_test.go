@@ -1,6 +1,7 @@
 package router_test
 
 import (
+	"errors"
 	"math"
 	"testing"
 
@@ -78,9 +79,10 @@ func TestLoadIsComparedByWeight(t *testing.T) {
 }
 
 func TestLocalFirst(t *testing.T) {
-	r := router.New(router.Options{Settings: router.Settings{Policy: router.PolicyLocalFirst}})
+	others := newOthers()
+	r := router.New(router.Options{Remotes: others, Settings: router.Settings{Policy: router.PolicyLocalFirst}})
 	local := newSession("local")
-	r.Add("e", newSession("remote"), router.UpstreamOptions{Weight: 50, Remote: true})
+	others.hold("remote", map[string]int{"e": 50})
 	r.Add("e", local, router.UpstreamOptions{})
 	if got := shares(t, r, tcpRequest("e"), 50); got["local"] < 0.999 {
 		t.Errorf("local got %.2f of the requests, want all", got["local"])
@@ -93,15 +95,24 @@ func TestLocalFirst(t *testing.T) {
 
 func TestARequestFromAPeerStaysHere(t *testing.T) {
 	for _, policy := range []router.Policy{router.PolicyP2C, router.PolicyLocalFirst, router.PolicyRoundRobin} {
-		r := router.New(router.Options{Settings: router.Settings{Policy: policy}})
-		r.Add("e", newSession("remote"), router.UpstreamOptions{Weight: 50, Remote: true})
-		req := tcpRequest("e")
-		req.LocalOnly = true
-		_, err := r.Open(t.Context(), req)
-		wantError(t, err, router.ErrNoUpstream)
+		others := newOthers()
+		r := router.New(router.Options{Remotes: others, Settings: router.Settings{Policy: policy}})
+		others.hold("remote", map[string]int{"e": 50})
+		h := tcpRequest("e").Header
+		_, err := r.OpenLocal(t.Context(), h)
+		if refused, ok := errors.AsType[*tunnel.RefusedError](err); !ok || refused.Code != tunnel.CodeNotListening {
+			t.Errorf("%s: error = %v, want a refusal", policy, err)
+		}
 		r.Add("e", newSession("local"), router.UpstreamOptions{})
-		if got := shares(t, r, req, 20); got["local"] < 0.999 {
-			t.Errorf("%s: local got %.2f of the requests, want all", policy, got["local"])
+		for range 20 {
+			s, err := r.OpenLocal(t.Context(), h)
+			if err != nil {
+				t.Fatalf("%s: %v", policy, err)
+			}
+			if id := s.Upstream().Session().ID(); id != "local" {
+				t.Errorf("%s: a peer's request went to %s", policy, id)
+			}
+			end(s)
 		}
 	}
 }

@@ -14,6 +14,8 @@ type pooled struct {
 	state    State
 	pool     int // index in upstream.pools; -1: not to be kept
 	since    time.Duration
+	uses     int
+	epoch    int64 // of the upstream, when the stream was opened
 }
 
 // State is what a protocol keeps with a stream between two exchanges, such as an HTTP/2 connection. See
@@ -91,13 +93,21 @@ func (p *pool) put(s *pooled) bool {
 	return true
 }
 
-// take returns the youngest stream, or nil.
-func (p *pool) take() *pooled {
+// take returns the youngest stream, or nil. inTurn returns the oldest instead, as long as there are few enough that all
+// stay in use.
+func (p *pool) take(inTurn bool) *pooled {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.idle)
 	if n == 0 {
 		return nil
+	}
+	if inTurn && n <= remoteStreams {
+		s := p.idle[0]
+		copy(p.idle, p.idle[1:])
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+		return s
 	}
 	s := p.idle[n-1]
 	p.idle[n-1] = nil
@@ -209,20 +219,16 @@ func (r *Router) eachPooled(f func(*Upstream) bool) {
 // makeRoom closes the idle streams of a session that is at its limit of streams. Idle streams to one endpoint must not
 // keep requests away from another.
 func (r *Router) makeRoom(s Session) bool {
-	r.mu.Lock()
-	upstreams := make([]*Upstream, 0, len(r.sessions[s]))
-	for _, u := range r.sessions[s] {
-		if u.listed.Load() {
-			upstreams = append(upstreams, u)
-		}
-	}
-	r.mu.Unlock()
 	n := 0
-	for _, u := range upstreams {
+	r.eachPooled(func(u *Upstream) bool {
+		if u.session != s {
+			return true
+		}
 		for i := range u.pools {
 			n += u.pools[i].flush()
 		}
-	}
+		return false
+	})
 	r.metrics.dropped[dropRoom].Add(float64(n))
 	return n > 0
 }

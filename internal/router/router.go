@@ -8,11 +8,18 @@
 //	   the endpoint is moving                     a byte was sent     │
 //	                                                   └──────────────┘
 //
+// # Other nodes
+//
+// In a cluster the upstreams of this node are joined by one for each other node that holds the endpoint, with the weight
+// of all that it holds. Those are made when a request first needs them and forgotten when no request has for a while. A
+// stream that comes from another node is opened by [Router.OpenLocal], which knows the upstreams of this node only.
+//
 // # Concurrency
 //
 // Everything is safe for concurrent use. A request takes one read lock for the look-up and then works on an immutable
 // snapshot; the lock of a shard, that of the session index and that of a pool are never held together, and none is held
-// over a call of a session.
+// over a call of a session. The one lock taken under that of a shard is that of a [cluster.Local], so that the sums there
+// follow the table in its order.
 //
 // # What it does not do
 //
@@ -29,6 +36,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/pikoproxy/piko/internal/cluster"
 )
 
 // Key names an endpoint inside this process: its canonical name, or tenant + "/" + name. See [KeyOf].
@@ -67,6 +76,14 @@ type Settings struct {
 type Options struct {
 	Settings
 	Registerer prometheus.Registerer // nil: metrics are counted but not published
+
+	// Remotes are the other nodes; nil for a node that is alone.
+	Remotes Remotes
+	// Local is kept in step with the upstreams of this node; nil for a node that is alone.
+	Local *cluster.Local
+	// Zone is where this node runs. Upstreams in the same zone are preferred while they are not much busier than the
+	// others; "" means that all are equally near.
+	Zone string
 }
 
 const (
@@ -85,6 +102,9 @@ const (
 	waitersMax     = 4096             // requests held at once, over all endpoints
 	maxWeight      = 1 << 20
 	readBufferSize = 4 << 10
+	remoteStreams  = 32                     // streams kept to a node for one endpoint before they are used in turn
+	remoteUses     = 100                    // exchanges after which such a stream makes room for one to another agent
+	remoteRetry    = 100 * time.Millisecond // between two attempts of a held request to reach a node
 )
 
 // Router is the table of endpoints and the way to their upstreams. Make one with [New]; Run sweeps it.
@@ -97,6 +117,9 @@ type Router struct {
 	metrics  *metrics
 	waiting  atomic.Int64
 	readers  sync.Pool // of *bufio.Reader
+	remotes  Remotes
+	local    *cluster.Local
+	zone     string
 
 	mu       sync.Mutex // guards sessions: what RemoveSession has to take away
 	sessions map[Session]map[Key]*Upstream
@@ -111,6 +134,9 @@ func New(o Options) *Router {
 		started:  time.Now(),
 		seed:     maphash.MakeSeed(),
 		sessions: make(map[Session]map[Key]*Upstream),
+		remotes:  o.Remotes,
+		local:    o.Local,
+		zone:     o.Zone,
 	}
 	for i := range r.shards {
 		r.shards[i].entries = make(map[Key]*entry)

@@ -17,6 +17,7 @@ type Stream struct {
 	reader *bufio.Reader
 	reused bool
 	probe  bool
+	load   *atomic.Int64 // of the upstream, where the stream is counted
 
 	ended     atomic.Bool
 	read      atomic.Bool // the service has sent something
@@ -141,7 +142,8 @@ func (s *Stream) Release() {
 		return
 	}
 	u := p.upstream
-	if p.pool < 0 || u.gone() {
+	p.uses++
+	if p.pool < 0 || u.gone() || p.worn() {
 		p.drop()
 		return
 	}
@@ -178,7 +180,7 @@ func (s *Stream) end(well bool) bool {
 		return false
 	}
 	u := s.Upstream()
-	u.inFlight.Add(-1)
+	s.load.Add(-1)
 	if well && !s.failed.Load() {
 		if s.probe {
 			u.answered()

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/pikoproxy/piko/internal/cluster"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -18,9 +19,17 @@ type shard struct {
 
 // entry is what is known of one endpoint. It is changed under its shard's lock and read without.
 type entry struct {
-	upstreams atomic.Pointer[snapshot]
-	left      atomic.Int64 // router time when the last upstream went; 0 while there is one
+	upstreams atomic.Pointer[snapshot] // on this node; never nil
+	joined    atomic.Pointer[snapshot] // with those on other nodes; nil until a request needed it
+	wanted    atomic.Bool              // by a request, since the last reap
+	left      atomic.Int64             // router time when the last upstream went; 0 while there is one
 	turn      atomic.Int64
+}
+
+func newEntry() *entry {
+	e := &entry{}
+	e.upstreams.Store(&snapshot{})
+	return e
 }
 
 // snapshot is an immutable picture of the upstreams of an endpoint, local ones first.
@@ -28,6 +37,11 @@ type snapshot struct {
 	all   []*Upstream
 	local int     // all[:local] are on this node
 	sums  []int64 // running totals of the weights; nil when all are equal
+
+	// Of a joined one: what it was made from, and how many lie in another zone.
+	base    *snapshot
+	holders []cluster.Holder
+	distant int
 }
 
 func (r *Router) shardOf(key Key) *shard {
@@ -40,6 +54,9 @@ func (r *Router) lookup(key Key) (*entry, *snapshot) {
 	sh.mu.RLock()
 	e := sh.entries[key]
 	sh.mu.RUnlock()
+	if r.remotes != nil {
+		return r.lookupAll(key, e)
+	}
 	if e == nil {
 		return nil, nil
 	}
@@ -54,27 +71,26 @@ func (r *Router) Add(key Key, s Session, o UpstreamOptions) *Upstream {
 	sh.mu.Lock()
 	e := sh.entries[key]
 	if e == nil {
-		e = &entry{}
+		e = newEntry()
 		sh.entries[key] = e
 	}
-	var old []*Upstream
-	if snap := e.upstreams.Load(); snap != nil {
-		old = snap.all
-	}
+	old := e.upstreams.Load().all
 	var replaced *Upstream
 	if i := slices.IndexFunc(old, func(u *Upstream) bool { return u.session == s }); i >= 0 {
 		u := old[i]
-		if u.protocol == o.Protocol && u.remote == o.Remote {
-			u.weight.Store(weightOf(o.Weight))
+		if u.protocol == o.Protocol {
+			r.held(key, weightOf(o.Weight)-u.weight.Swap(weightOf(o.Weight)))
 			e.upstreams.Store(newSnapshot(slices.Clone(old)))
 			sh.mu.Unlock()
 			return u
 		}
 		// A listener that now speaks something else is another upstream: what is idle in the pool can't serve it.
 		replaced, old = u, slices.Concat(old[:i], old[i+1:])
+		r.held(key, -u.weight.Load())
 	}
-	u := &Upstream{router: r, key: key, session: s, protocol: o.Protocol, remote: o.Remote}
+	u := &Upstream{router: r, key: key, session: s, protocol: o.Protocol}
 	u.weight.Store(weightOf(o.Weight))
+	r.held(key, u.weight.Load())
 	e.upstreams.Store(newSnapshot(append(slices.Clone(old), u)))
 	e.left.Store(0)
 	wake := sh.takeWaiterLocked(key)
@@ -149,6 +165,7 @@ func (r *Router) detach(u *Upstream) {
 		all := e.upstreams.Load().all
 		if i := slices.Index(all, u); i >= 0 {
 			rest := slices.Concat(all[:i], all[i+1:])
+			r.held(u.key, -u.weight.Load())
 			e.upstreams.Store(newSnapshot(rest))
 			if len(rest) == 0 {
 				e.left.Store(int64(max(r.now(), 1)))
@@ -157,6 +174,13 @@ func (r *Router) detach(u *Upstream) {
 	}
 	sh.mu.Unlock()
 	u.retire()
+}
+
+// held keeps what this node tells the others in step with the table. The caller holds the shard's lock.
+func (r *Router) held(key Key, change int64) {
+	if r.local != nil {
+		r.local.Add(key, int(change))
+	}
 }
 
 // retire ends what the upstream holds apart from the table.
@@ -212,7 +236,11 @@ func (r *Router) each(f func(Key, *snapshot)) {
 		items = items[:0]
 		sh.mu.RLock()
 		for key, e := range sh.entries {
-			if snap := e.upstreams.Load(); len(snap.all) > 0 {
+			snap := e.upstreams.Load()
+			if j := e.joined.Load(); j != nil && j.base == snap {
+				snap = j
+			}
+			if len(snap.all) > 0 {
 				items = append(items, item{key, snap})
 			}
 		}
@@ -228,11 +256,12 @@ func (r *Router) each(f func(Key, *snapshot)) {
 func (r *Router) reap() {
 	r.each(func(_ Key, snap *snapshot) {
 		for _, u := range snap.all {
-			if u.gone() {
+			if !u.isRemote() && u.gone() {
 				r.Remove(u)
 			}
 		}
 	})
+	r.reapRemotes()
 	horizon := int64(r.now() - recentWindow)
 	for i := range r.shards {
 		sh := &r.shards[i]
@@ -250,9 +279,9 @@ func (r *Router) reap() {
 func newSnapshot(all []*Upstream) *snapshot {
 	slices.SortStableFunc(all, func(a, b *Upstream) int {
 		switch {
-		case a.remote == b.remote:
+		case a.isRemote() == b.isRemote():
 			return 0
-		case b.remote:
+		case b.isRemote():
 			return -1
 		}
 		return 1
@@ -260,7 +289,7 @@ func newSnapshot(all []*Upstream) *snapshot {
 	s := &snapshot{all: all}
 	equal := true
 	for _, u := range all {
-		if !u.remote {
+		if !u.isRemote() {
 			s.local++
 		}
 		equal = equal && u.weight.Load() == all[0].weight.Load()

@@ -110,8 +110,8 @@ func TestExplain(t *testing.T) {
 		verdict("e", "nobody offers")
 		a, b := newSession("a"), newSession("b")
 		r.Add("e", a, router.UpstreamOptions{Weight: 3})
-		r.Add("e", b, router.UpstreamOptions{Weight: 1, Remote: true})
-		if x := verdict("e", "one of 2 healthy"); x.Upstreams[0].Share != 0.75 || !x.Upstreams[1].Remote {
+		r.Add("e", b, router.UpstreamOptions{Weight: 1})
+		if x := verdict("e", "one of 2 healthy"); x.Upstreams[0].Share != 0.75 || x.Upstreams[1].Remote {
 			t.Errorf("upstreams = %+v", x.Upstreams)
 		}
 		a.answer, b.answer = refusing(tunnel.CodeServiceUnreachable), refusing(tunnel.CodeServiceUnreachable)

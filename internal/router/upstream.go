@@ -4,14 +4,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pikoproxy/piko/internal/cluster"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 // UpstreamOptions describe what a session offers for one endpoint.
 type UpstreamOptions struct {
-	Weight   int    // share of the traffic compared with other upstreams; below 1 means 1. For a peer: that of its sessions
+	Weight   int    // share of the traffic compared with other upstreams; below 1 means 1
 	Protocol string // of the listener: tunnel.ProtocolHTTP or ProtocolTCP; "" when unknown, as for classic agents
-	Remote   bool   // leads to another node
 }
 
 // Upstream is one session seen as a target for one endpoint. It lives from [Router.Add] to its removal.
@@ -28,11 +28,13 @@ type Upstream struct {
 	key      Key
 	session  Session
 	protocol string
-	remote   bool
+	remote   *cluster.Remote // the node that it leads to; nil for a session of this node
 	weight   atomic.Int64
+	epoch    atomic.Int64 // of a remote one: counts the changes among the sessions behind it
 
 	_        [64]byte // what follows is written by every request; keep it off the cache line of what is only read
 	inFlight atomic.Int64
+	relayed  atomic.Int64 // streams that peers keep for HTTP: busy or idle, only they know
 	faults   atomic.Int32 // consecutive
 	ejected  atomic.Int32 // times in a row; doubles the period
 	until    atomic.Int64 // router time when an ejection ends; 0: healthy
@@ -50,8 +52,19 @@ func (u *Upstream) Session() Session { return u.session }
 // Protocol is what the listener behind this upstream speaks; "" when unknown.
 func (u *Upstream) Protocol() string { return u.protocol }
 
-// Remote reports whether the upstream leads to another node.
-func (u *Upstream) Remote() bool { return u.remote }
+// Remote is the node that the upstream leads to; nil for a session of this node.
+func (u *Upstream) Remote() *cluster.Remote { return u.remote }
+
+func (u *Upstream) isRemote() bool { return u.remote != nil }
+
+// standing says how much there is to be said for the upstream, apart from faults: sessions of this node stand like
+// those of a good one.
+func (u *Upstream) standing() cluster.Standing {
+	if u.remote == nil {
+		return cluster.Good
+	}
+	return u.remote.Standing()
+}
 
 // InFlight is the number of streams in use now, idle ones not counted.
 func (u *Upstream) InFlight() int { return int(u.inFlight.Load()) }
@@ -62,6 +75,9 @@ func (u *Upstream) Weight() int { return int(u.weight.Load()) }
 // serves reports whether a stream of the given protocol makes sense here. HTTP/1.1 may be spoken to a raw TCP listener,
 // as with any TCP proxy; HTTP/2 needs a far side that is known to understand it.
 func (u *Upstream) serves(protocol string) bool {
+	if u.isRemote() {
+		return true // only that node knows; it refuses what its agents do not speak
+	}
 	switch protocol {
 	case tunnel.ProtocolH2:
 		return u.protocol == tunnel.ProtocolHTTP
@@ -74,7 +90,7 @@ func (u *Upstream) serves(protocol string) bool {
 
 // gone reports whether nothing new may be opened here.
 func (u *Upstream) gone() bool {
-	if u.removed.Load() {
+	if u.removed.Load() || u.standing() == cluster.Useless {
 		return true
 	}
 	select {

@@ -20,7 +20,8 @@ func (sh *shard) takeWaiterLocked(key Key) *waiter {
 	return w
 }
 
-// wait holds the request until an upstream is added, for at most limit. It returns how long that took.
+// wait holds the request until an upstream is added, for at most limit. It returns how long that took. With nodes that may
+// come back it looks again before that.
 func (r *Router) wait(ctx context.Context, c *chooser, key Key, limit time.Duration) (time.Duration, error) {
 	if r.waiting.Add(1) > waitersMax {
 		r.waiting.Add(-1)
@@ -29,7 +30,7 @@ func (r *Router) wait(ctx context.Context, c *chooser, key Key, limit time.Durat
 	}
 	defer r.waiting.Add(-1)
 	start := time.Now()
-	w := r.join(key)
+	w := r.enlist(key)
 	// Looked at again now that no Add can go unnoticed.
 	if e, snap := r.lookup(key); snap != nil {
 		if u, _ := c.pick(e, snap); u != nil {
@@ -37,7 +38,11 @@ func (r *Router) wait(ctx context.Context, c *chooser, key Key, limit time.Durat
 			return 0, nil
 		}
 	}
-	timer := time.NewTimer(limit)
+	pause := limit
+	if r.remotes != nil && len(r.remotes.Lookup(key)) > 0 {
+		pause = min(limit, remoteRetry)
+	}
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-w.added:
@@ -45,8 +50,10 @@ func (r *Router) wait(ctx context.Context, c *chooser, key Key, limit time.Durat
 		return time.Since(start), nil
 	case <-timer.C:
 		r.leave(key, w)
-		r.metrics.waits[waitExpired].Inc()
-		return limit, nil
+		if pause == limit {
+			r.metrics.waits[waitExpired].Inc()
+		}
+		return pause, nil
 	case <-ctx.Done():
 		r.leave(key, w)
 		r.metrics.waits[waitAbandoned].Inc()
@@ -54,7 +61,7 @@ func (r *Router) wait(ctx context.Context, c *chooser, key Key, limit time.Durat
 	}
 }
 
-func (r *Router) join(key Key) *waiter {
+func (r *Router) enlist(key Key) *waiter {
 	sh := r.shardOf(key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
