@@ -18,8 +18,14 @@
 //	  │ a second one: the process ends at once ──▶ 1
 //
 // What goes wrong before Run is printed on stderr, once, as plain text. From then on everything goes to the log, which
-// is stderr too. Settings never change the shell behind the assembly's back; a new log level arrives through
-// [Process.SetLog].
+// is stderr too.
+//
+// # Reload
+//
+// An assembly that calls [Process.Reloads] gets new settings while it runs, by the three steps of [Reloader] and
+// [Change]: prepare, which may fail and changes nothing; commit, which can't fail; retire. They are loaded at SIGHUP, when
+// somebody calls [Process.Reload] or runs the program with --reload, and when the content of a file changes that the
+// settings came from or name. What is wrong with them is logged, and everything stays as it is.
 package daemon
 
 import (
@@ -41,7 +47,7 @@ const (
 	ExitSettings = 78 // bad settings (EX_CONFIG of sysexits.h): starting again cannot help
 )
 
-// Program describes one of our processes. The functions are called at most once in a process, in the order Flags, Load.
+// Program describes one of our processes. Flags is called once in a process, before Load.
 type Program struct {
 	// Name is the name of the binary, which is also that of the settings file: /etc/piko/NAME.toml.
 	Name string
@@ -53,7 +59,9 @@ type Program struct {
 	// Flags registers flags beside those every program has. It may be nil.
 	Flags func(*flag.FlagSet)
 	// Load reads the settings. The file is "" when there is none; args are the arguments that are neither flags nor
-	// their values. Its error is a [UsageError] if args make no sense, and is taken for bad settings otherwise.
+	// their values. Its error is a [UsageError] if args make no sense, and is taken for bad settings otherwise; what it
+	// returns beside that error may be nil, and else only its Source counts: when those files change, it is worth another
+	// try. It is called again for each reload.
 	Load func(file string, args []string) (Settings, error)
 	// Commands are what the program can do beside running.
 	Commands []Command
@@ -70,6 +78,10 @@ type Settings interface {
 	// Check looks at what loading cannot see: certificates, keys, addresses. It touches no network and changes nothing.
 	// Every problem is in the error.
 	Check() error
+	// Source tells where the settings came from.
+	Source() config.Source
+	// Changes returns what differs in next, which are settings of the same program, as config.Diff does.
+	Changes(next Settings) []config.Change
 	// Run does the program's work until ctx ends, which happens at the first SIGTERM or SIGINT; then it drains and
 	// returns nil. It sets its own limit to the drain. An error means that the work could not be done.
 	Run(ctx context.Context, p *Process) error

@@ -16,7 +16,14 @@ import (
 	"github.com/pikoproxy/piko/internal/config"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Most of what runs in parallel here waits for files to settle.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // fake is settings that do what the test says.
 type fake struct {
@@ -28,6 +35,9 @@ func (fake) Log() config.Log { return config.Log{Level: "info", Format: "text"} 
 func (fake) Dump() string    { return "key = 1\n" }
 func (fake) Digest() string  { return "abc123" }
 func (f fake) Check() error  { return f.check }
+
+func (fake) Source() config.Source            { return config.Source{} }
+func (fake) Changes(Settings) []config.Change { return nil }
 
 func (f fake) Run(ctx context.Context, p *Process) error { return f.run(ctx, p) }
 

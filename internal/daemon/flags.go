@@ -13,12 +13,14 @@ type options struct {
 	check   bool
 	dump    bool
 	version bool
+	reload  int
 }
 
 func (o *options) register(fs *flag.FlagSet) {
 	fs.StringVar(&o.config, "config", "", "read the settings from `FILE`")
 	fs.BoolVar(&o.check, "check-config", false, "check the settings, print ok and their digest or all problems, and exit")
 	fs.BoolVar(&o.dump, "dump-config", false, "print the settings in effect, with secrets masked, and exit")
+	fs.IntVar(&o.reload, "reload", 0, "ask the running process `PID` to reload its settings, wait, and print the outcome")
 	fs.BoolVar(&o.version, "version", false, "print the version and exit")
 }
 

@@ -36,11 +36,11 @@ func droppedNotice(l *logrus.Logger, lines int) []byte {
 	return b
 }
 
-// setLog changes level and format of a log in use.
-func setLog(l *logrus.Logger, c config.Log) error {
+// parseLog returns what the settings of the log mean.
+func parseLog(c config.Log) (logrus.Level, formatter, error) {
 	level, err := logrus.ParseLevel(c.Level)
 	if err != nil {
-		return fmt.Errorf("log.level: want debug, info, warn or error, have %q", c.Level)
+		return 0, formatter{}, fmt.Errorf("log.level: want debug, info, warn or error, have %q", c.Level)
 	}
 	var f formatter
 	switch c.Format {
@@ -48,7 +48,16 @@ func setLog(l *logrus.Logger, c config.Log) error {
 	case "json":
 		f.json = true
 	default:
-		return fmt.Errorf("log.format: want text or json, have %q", c.Format)
+		return 0, formatter{}, fmt.Errorf("log.format: want text or json, have %q", c.Format)
+	}
+	return level, f, nil
+}
+
+// setLog changes level and format of a log in use.
+func setLog(l *logrus.Logger, c config.Log) error {
+	level, f, err := parseLog(c)
+	if err != nil {
+		return err
 	}
 	if old, ok := l.Formatter.(*formatter); ok {
 		f.journal = old.journal

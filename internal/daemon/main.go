@@ -45,9 +45,15 @@ func run(p *Program, args []string, stdout, stderr io.Writer) int {
 		return ExitOK
 	case o.check && o.dump:
 		return env.Usagef("--check-config and --dump-config exclude each other")
+	case isSet(fs, "reload"):
+		if o.reload <= 0 || o.check || o.dump || len(rest) > 0 {
+			return env.Usagef("--reload: want the id of a process, and nothing else")
+		}
+		return askReload(env, o.reload)
 	}
+	load := func(file string) (Settings, error) { return p.Load(file, rest) }
 	file := env.ConfigFile(o.config)
-	s, err := p.Load(file, rest)
+	s, err := load(file)
 	if _, ok := errors.AsType[*UsageError](err); ok {
 		return env.Usagef("%v", err)
 	}
@@ -65,7 +71,14 @@ func run(p *Program, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "ok %s\n", s.Digest())
 		return ExitOK
 	}
-	return serve(env, file, s)
+	return serve(env, s, origin{file: file, optional: o.config == "", load: load})
+}
+
+// isSet reports whether the command line has the flag.
+func isSet(fs *flag.FlagSet, name string) bool {
+	set := false
+	fs.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
 }
 
 // runCommand runs one command until it returns. A signal ends its context; it decides what that means.

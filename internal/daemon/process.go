@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"strings"
 	"sync"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -18,9 +19,12 @@ type Process struct {
 
 	sockets *sockets
 	notify  func(state string) // tells systemd; nil: there is none to tell
+	reload  *reloads           // nil: settings can't be reloaded
 
 	mu     sync.Mutex
+	ready  bool
 	status string
+	note   string // what became of the last reload, shown behind the status
 }
 
 // NewProcess returns a process without systemd, for programs that run inside another one, such as a test.
@@ -31,6 +35,9 @@ func NewProcess(name, version string, log *logrus.Logger) *Process {
 // Ready tells systemd that the program takes traffic, and warns of sockets handed over that no listener has asked for. To
 // call it again does no harm.
 func (p *Process) Ready() {
+	p.mu.Lock()
+	p.ready = true
+	p.mu.Unlock()
 	p.tell(daemon.SdNotifyReady)
 	for _, name := range p.sockets.left() {
 		p.Log.WithField("listener", name).Warn("socket from systemd not used: there is no listener of that name")
@@ -43,10 +50,37 @@ func (p *Process) Status(text string) {
 	p.mu.Lock()
 	same := p.status == text
 	p.status = text
+	line := p.statusLocked()
 	p.mu.Unlock()
 	if !same {
-		p.tell("STATUS=" + clean(text))
+		p.tell(line)
 	}
+}
+
+func (p *Process) statusLocked() string {
+	text := p.status
+	if p.note != "" {
+		text = strings.TrimPrefix(text+"; "+p.note, "; ")
+	}
+	return "STATUS=" + clean(text)
+}
+
+// reloading tells systemd that a reload has begun; systemd wants the time by the monotonic clock with it (sd_notify(3)).
+func (p *Process) reloading() {
+	p.tell(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+}
+
+// reloaded tells systemd that a reload is over, and from now on with each status what became of it. A program that is not
+// ready yet does not become so by that.
+func (p *Process) reloaded(note string) {
+	p.mu.Lock()
+	p.note = note
+	state := p.statusLocked()
+	if p.ready {
+		state = daemon.SdNotifyReady + "\n" + state
+	}
+	p.mu.Unlock()
+	p.tell(state)
 }
 
 // SetLog changes level and format of the log.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -17,8 +18,15 @@ import (
 // flushTimeout is how long the end of the process waits for a log that nobody reads.
 const flushTimeout = 2 * time.Second
 
+// origin is where a program's settings come from.
+type origin struct {
+	file     string // "": none
+	optional bool   // the command line does not name the file
+	load     func(file string) (Settings, error)
+}
+
 // serve runs a program with its settings until it is asked to stop, and returns the exit code.
-func serve(env Env, file string, s Settings) int {
+func serve(env Env, s Settings, from origin) int {
 	var log *logrus.Logger
 	out := newAsync(env.Stderr, func(lines int) []byte { return droppedNotice(log, lines) })
 	defer out.Close(flushTimeout)
@@ -34,9 +42,10 @@ func serve(env Env, file string, s Settings) int {
 		return ExitFailure
 	}
 	p := &Process{Name: env.Program, Version: env.Version, Log: log, sockets: sockets, notify: notifier(log)}
-	log.WithFields(logrus.Fields{"version": env.Version, "file": file, "settings": s.Digest(), "pid": os.Getpid()}).
+	log.WithFields(logrus.Fields{"version": env.Version, "file": from.file, "settings": s.Digest(), "pid": os.Getpid()}).
 		Info("starting")
 	limitMemory(log)
+	p.reload = newReloads(p, s, from)
 	code := watch(p, s)
 	log.WithField("code", code).Info("stopped")
 	return code
@@ -52,6 +61,13 @@ func watch(p *Process, s Settings) int {
 
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx, p) }() // awaited below, except by a second signal, whose purpose is not to wait
+	signal.Notify(p.reload.hangup, syscall.SIGHUP)
+	defer signal.Stop(p.reload.hangup)
+	var reloads sync.WaitGroup
+	reloads.Go(func() { p.reload.run(ctx) })
+	reloads.Go(func() { p.reload.control(ctx) })
+	defer reloads.Wait()
+	defer cancel() // before the wait
 
 	stopping := false
 	for {

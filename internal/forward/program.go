@@ -38,10 +38,7 @@ func Program() daemon.Program {
 				over = append(over, config.Override{From: "--token-file", Key: "connect.token_file", Value: tokenFile})
 			}
 			c, err := config.LoadForward(file, over...)
-			if err != nil {
-				return nil, err
-			}
-			return &settings{c}, nil
+			return &settings{c}, err // with an error, only to tell which files to watch
 		},
 	}
 }
@@ -52,6 +49,17 @@ type settings struct{ c config.Forward }
 func (s *settings) Log() config.Log { return s.c.Log }
 func (s *settings) Dump() string    { return s.c.Dump() }
 func (s *settings) Digest() string  { return s.c.Digest() }
+
+// Source tells where the settings came from.
+func (s *settings) Source() config.Source { return s.c.Source }
+
+// Changes returns what differs in other settings of the same program.
+func (s *settings) Changes(next daemon.Settings) []config.Change {
+	if n, ok := next.(*settings); ok {
+		return config.Diff(s.c, n.c)
+	}
+	return nil
+}
 
 // Check builds everything that the settings describe, and throws it away.
 func (s *settings) Check() error {

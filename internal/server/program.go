@@ -21,10 +21,7 @@ func Program() daemon.Program {
 				return nil, daemon.Usagef("unexpected argument %q", args[0])
 			}
 			c, err := config.LoadPikod(file)
-			if err != nil {
-				return nil, err
-			}
-			return &settings{c}, nil
+			return &settings{c}, err // with an error, only to tell which files to watch
 		},
 		Commands: []daemon.Command{statusCommand(), explainCommand(), healthCommand()},
 	}
@@ -41,6 +38,17 @@ func (s *settings) Dump() string { return s.c.Dump() }
 
 // Digest tells settings apart.
 func (s *settings) Digest() string { return s.c.Digest() }
+
+// Source tells where the settings came from.
+func (s *settings) Source() config.Source { return s.c.Source }
+
+// Changes returns what differs in other settings of pikod.
+func (s *settings) Changes(next daemon.Settings) []config.Change {
+	if n, ok := next.(*settings); ok {
+		return config.Diff(s.c, n.c)
+	}
+	return nil
+}
 
 // Check builds everything that the settings describe, and throws it away.
 func (s *settings) Check() error {
