@@ -456,9 +456,9 @@ func TestSessionEndsWithItsControlStream(t *testing.T) {
 	}
 }
 
-func TestAgentThatReadsNoControlMessagesIsGivenUp(t *testing.T) {
-	noLeaks(t)
-	n := newNode(t, NodeOptions{})
+// rawNative is a native agent that is played by the test, after the hello.
+func rawNative(t *testing.T, n *node) *rawPeer {
+	t.Helper()
 	raw := dialRaw(t, n.URL, PathTunnel, Subprotocol)
 	raw.answerPing(t)
 	hello, err := appendMessage(nil, "hello", Hello{Version: Version})
@@ -467,9 +467,17 @@ func TestAgentThatReadsNoControlMessagesIsGivenUp(t *testing.T) {
 	}
 	raw.send(t, makeFrame(kindWindow, flagSYN, controlStream, 0), nil)
 	raw.send(t, makeFrame(kindData, 0, controlStream, uint32(len(hello))), hello)
+	return raw
+}
+
+func TestAgentThatReadsNoControlMessagesIsGivenUp(t *testing.T) {
+	noLeaks(t)
+	n := newNode(t, NodeOptions{})
+	raw := rawNative(t, n)
 	s := n.session(t)
 	s.patience = 50 * time.Millisecond
 	go io.Copy(io.Discard, raw) // what never comes is a window update
+	err := error(nil)
 	for err = s.Listening("e"); err == nil; err = s.Listening("e") {
 		continue
 	}

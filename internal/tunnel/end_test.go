@@ -317,19 +317,64 @@ func TestIdleSessionRunsNothingOfItsOwn(t *testing.T) {
 
 func TestEndOfTheSessionSendsWhatWasWritten(t *testing.T) {
 	noLeaks(t)
-	s, a := pair(t)
-	near, far := connect(t, s, a)
-	want := make([]byte, 200<<10)
-	if _, err := near.Write(want); err != nil {
-		t.Fatal(err)
+	n := newNode(t, NodeOptions{})
+	raw := rawNative(t, n)
+	s := n.session(t)
+	opened := make(chan *Stream, 1)
+	go func() {
+		st, err := s.Open(t.Context(), Header{Endpoint: "e"})
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- st
+	}()
+	header, _ := raw.expect(t, kindData)
+	for header.stream() == controlStream {
+		header, _ = raw.expect(t, kindData)
 	}
-	s.ys.Close()
-	n, err := io.ReadFull(far, make([]byte, len(want)))
-	if n != len(want) {
-		t.Errorf("%d of %d bytes arrived: %v", n, len(want), err)
+	raw.send(t, makeFrame(kindData, flagACK, header.stream(), 2), []byte{0, 0})
+	raw.send(t, makeFrame(kindWindow, 0, header.stream(), 1<<30), nil)
+	st := receive(t, opened, "stream")
+	if st == nil {
+		return
 	}
-	_, err = far.Read(make([]byte, 1))
-	wantError(t, err, ErrSessionClosed)
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		for err == nil { // until the agent, which does not read, has filled all buffers
+			_, err = st.Write(make([]byte, maxFrame))
+		}
+		ended <- err
+	}()
+	full := func() int64 {
+		s.l.mu.Lock()
+		defer s.l.mu.Unlock()
+		if s.l.batch == nil || len(s.l.batch.b) < maxBatch-maxFrame {
+			return 0
+		}
+		return initialWindow + 1<<30 - st.f.send - int64(header.length())
+	}
+	eventually(t, "batch full", func() bool { return full() > 0 })
+	want := full()
+	go s.ys.Close()
+	eventually(t, "closing", func() bool { return running("(*link).awaitFlusher") })
+	have := int64(0)
+	for {
+		h, body, err := raw.frame()
+		if err != nil {
+			if !errors.Is(err, errCloseFrame) {
+				t.Errorf("ended with %v", err)
+			}
+			break
+		}
+		if h.kind() == kindData {
+			have += int64(len(body))
+		}
+	}
+	if have < want {
+		t.Errorf("%d of %d bytes arrived", have, want)
+	}
+	wantError(t, receive(t, ended, "end of Write"), ErrSessionClosed)
 }
 
 func TestAgentThatLeavesRefusesNewStreams(t *testing.T) {

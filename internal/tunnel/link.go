@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	drainTimeout  = 500 * time.Millisecond // for the peer to take what is pending when a link is closed
+	drainTimeout  = time.Second // for the peer to take what is pending when a link is closed
 	lingerTimeout = time.Second            // for the peer to end its side after ours
 )
 

@@ -143,7 +143,9 @@ func exchangeOneWay(t *testing.T, from, to *Stream, text string) {
 
 func TestDeadlinesAndLocalCloseAreToldApart(t *testing.T) {
 	noLeaks(t)
-	s, a := pair(t)
+	n := newNode(t, NodeOptions{CloseWait: time.Hour})
+	a := n.dial(t, DialOptions{})
+	s := n.session(t)
 	near, _ := connect(t, s, a)
 	near.SetReadDeadline(time.Now().Add(time.Millisecond))
 	_, err := near.Read(make([]byte, 1))
