@@ -28,6 +28,7 @@ var layers = map[string]room{
 	"internal/backoff":             {0, nil},
 	"internal/endpoint":            {0, nil},
 	"internal/fault":               {0, nil},
+	"internal/guard":               {0, nil},
 	"internal/relay":               {0, nil},
 	"internal/websocket":           {0, nil},
 	"internal/config":              {1, []string{"internal/endpoint"}},
@@ -46,8 +47,8 @@ var layers = map[string]room{
 	"internal/console":             {4, []string{"internal/admin", "internal/auth", "internal/config", "internal/fault", "internal/tlsconf"}},
 	"internal/daemon":              {4, []string{"internal/config"}},
 	"internal/proxy": {4, []string{
-		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/relay", "internal/router",
-		"internal/tunnel", "internal/websocket",
+		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/guard", "internal/relay",
+		"internal/router", "internal/tunnel", "internal/websocket",
 	}},
 	"internal/agent":    {5, []string{anyLower}},
 	"internal/forward":  {5, []string{anyLower}},

@@ -89,6 +89,15 @@ var (
 	UpgradeRequired = Fault{"PIKO-E1015", http.StatusUpgradeRequired, "websocket required", "WebSocket required",
 		"The path carries TCP over WebSocket, and the request is no WebSocket handshake.",
 		"Use piko-forward or the SDK. A balancer in front must let WebSockets through."}
+	TargetTooLong = Fault{"PIKO-E1016", http.StatusRequestURITooLong, "request target too long",
+		"Request target too long",
+		"The request target has more than 16384 bytes, or the request line alone is larger than " +
+			"proxy.max_header_bytes.",
+		"Send long parameters in the body."}
+	MalformedRequest = Fault{"PIKO-E1017", http.StatusBadRequest, "malformed request", "Malformed request head",
+		"The head of the request is no HTTP/1.1: its request line or one of its fields breaks the grammar, its " +
+			"Host is missing or malformed, or the connection ended within it.",
+		"The node's log has the reason. Correct the client; is it speaking HTTP at all, and not TLS?"}
 )
 
 // What is wrong with a bearer token.

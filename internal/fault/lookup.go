@@ -7,7 +7,7 @@ func All() []Fault {
 	return []Fault{
 		MissingEndpoint, InvalidEndpoint, UnknownDomain, InvalidTarget, ProtectedHeader, TooManyFields,
 		MethodNotAllowed, ReservedPath, ExpectationFailed, BadBody, BadFraming, HeaderTooLarge, RequestTimeout,
-		RateLimited, UpgradeRequired,
+		RateLimited, UpgradeRequired, TargetTooLong, MalformedRequest,
 		MissingAuthorization, InvalidAuthorization, UnsupportedAuthType, InvalidToken, ExpiredToken, UnknownTenant,
 		EndpointNotPermitted, AuthUnavailable,
 		NoUpstreams, Overloaded,

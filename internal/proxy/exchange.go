@@ -73,6 +73,9 @@ func (x *exchange) release() {
 
 // serve answers the request.
 func (x *exchange) serve() {
+	if x.serveRefused() {
+		return
+	}
 	if f := x.examine(); f != nil {
 		x.refuse(*f, nil)
 		return
@@ -244,6 +247,9 @@ func (x *exchange) refuse(f fault.Fault, err error) {
 	x.record.status = f.Status
 	x.responded = true
 	fault.Write(x.w, x.r, f, detailOf(f, err))
+	if f.Code == fault.BadBody.Code || f.Code == fault.BadFraming.Code {
+		x.discardRefused()
+	}
 }
 
 // bodyEnded reports whether the client's request was read to its end, so that its connection can carry another one.

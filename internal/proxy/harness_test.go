@@ -74,11 +74,12 @@ func (s tcpStream) Reset() error {
 
 // fixture is a proxy with its router, on a real listener.
 type fixture struct {
-	t      testing.TB
-	router *router.Router
-	server *Server
-	addr   string
-	served chan error
+	t       testing.TB
+	router  *router.Router
+	server  *Server
+	addr    string
+	served  chan error
+	stopped sync.Once
 }
 
 func newFixture(t testing.TB, change func(*Options)) *fixture {
@@ -94,7 +95,7 @@ func newFixture(t testing.TB, change func(*Options)) *fixture {
 	}
 	f.server = server
 	f.addr, f.served = f.listen()
-	t.Cleanup(f.stop)
+	t.Cleanup(f.stopOnce)
 	return f
 }
 
@@ -107,6 +108,9 @@ func (f *fixture) listen() (string, chan error) {
 	go func() { served <- f.server.Serve(context.Background(), l) }()
 	return l.Addr().String(), served
 }
+
+// stopOnce shuts the proxy down, at the end of the test at the latest.
+func (f *fixture) stopOnce() { f.stopped.Do(f.stop) }
 
 func (f *fixture) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

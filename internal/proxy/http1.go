@@ -96,6 +96,10 @@ func (x *exchange) brokenBody(err error) {
 	if clientGone(x.r.Context()) {
 		x.leave(err)
 	}
+	if r := x.guard().Refusal(); r != 0 {
+		x.refuse(fault.BadFraming, r)
+		return
+	}
 	x.refuse(fault.BadBody, err)
 }
 

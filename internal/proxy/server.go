@@ -19,9 +19,9 @@
 //
 // # Framing
 //
-// The end of a request is decided by net/http alone, or by whoever wraps the connections of the listener given to
-// [Server.Serve]: head and body are always written anew, never copied. The end of an answer is decided here, strictly:
-// an answer that two parsers might understand in two ways is an error, and its stream is never used again.
+// The end of an HTTP/1.1 request is decided by package guard, below net/http: what two parsers might understand in two
+// ways never gets here, and the connection is closed. What does is written anew, head and body, never copied. The end of
+// an answer is decided here by the same measure; the stream of a doubtful one is never used again.
 //
 // # Concurrency
 //
@@ -44,6 +44,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/router"
 )
 
@@ -121,10 +122,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	if s.tls != nil {
-		l = tls.NewListener(l, s.tls)
-	}
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	guarded := guard.NewListener(l, guard.Options{
+		TLS: s.tls, Limits: s.guardLimits, HeaderTimeout: s.limits.ReadHeaderTimeout, ErrorLog: s.errorLog,
+	})
+	if err := srv.Serve(guarded); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("accept clients on %s: %w", l.Addr(), err)
 	}
 	return nil
@@ -153,6 +154,7 @@ func (s *Server) newServer(ctx context.Context) (*http.Server, error) { //nolint
 		MaxHeaderBytes:    s.limits.MaxHeaderBytes,
 		ErrorLog:          s.errorLog,
 		BaseContext:       func(net.Listener) context.Context { return life },
+		ConnContext:       guard.With,
 		// No ReadTimeout and no WriteTimeout: they would cut long bodies and streams.
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          100,
@@ -177,7 +179,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	s.tracker.add()
 	s.metrics.inFlight.Inc()
 	x := s.newExchange(w, r)
-	defer func() {
+	defer func() { //nolint:contextcheck // the request carries its context
 		// Also when the handler panics with http.ErrAbortHandler, which is how an answer is broken off.
 		s.metrics.inFlight.Dec()
 		if x.sender != nil {
@@ -186,6 +188,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		if !x.switched {
 			s.finish(&x.record)
 		}
+		x.resume()
 		x.release()
 		s.tracker.done()
 	}()

@@ -1,10 +1,13 @@
 package proxy
 
 import (
+	"bufio"
+	"net"
 	"net/http"
 	"strings"
 
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
 	"github.com/pikoproxy/piko/internal/websocket"
@@ -29,7 +32,7 @@ func (x *exchange) serveTCP() {
 	}
 	x.record.session = s.Upstream().Session().ID()
 	stop := x.watch(s)
-	conn, err := websocket.Accept(x.w, x.r, websocket.AcceptOptions{})
+	conn, err := websocket.Accept(passing{x.w}, x.r, websocket.AcceptOptions{})
 	stop()
 	if err != nil {
 		_ = s.Reset()
@@ -38,6 +41,18 @@ func (x *exchange) serveTCP() {
 	}
 	x.record.status = http.StatusSwitchingProtocols
 	x.splice(conn, streamConn{s})
+}
+
+// passing is a ResponseWriter whose connection comes without its guard when it is taken over.
+type passing struct{ http.ResponseWriter }
+
+// Hijack takes the connection over.
+func (w passing) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	return guard.Pass(conn), rw, nil
 }
 
 // asksFor reports whether the request asks for the protocol, well or badly.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/router"
 )
@@ -36,7 +37,7 @@ func (x *exchange) switchProtocol(s *router.Stream) attempt {
 	}
 	x.record.status = http.StatusSwitchingProtocols
 	x.responded = true
-	client := withEarly(conn, rw.Reader)
+	client := withEarly(guard.Pass(conn), rw.Reader)
 	upstream := withEarly(streamConn{s}, s.Reader())
 	if _, err := conn.Write(x.appendSwitch(nil)); err != nil {
 		relay.Abort(conn)

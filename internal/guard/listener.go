@@ -1,0 +1,176 @@
+package guard
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	handshakeTimeout = 10 * time.Second
+	maxHandshakes    = 4096 // under way at once; who comes then is turned away
+)
+
+// Options are what a [Listener] needs. Limits must be there.
+type Options struct {
+	TLS           *tls.Config   // nil: plain HTTP/1.1, or HTTP/2 with prior knowledge
+	Limits        func() Limits // asked at the start of each head; must not block
+	HeaderTimeout time.Duration // from the first byte of a head to its last; 0: none
+	ErrorLog      *log.Logger   // for TLS handshakes that fail; nil: the default one
+}
+
+// Listener guards the connections of another listener. Over TLS it makes the handshake by itself, as net/http
+// recognises HTTP/2 only on a *tls.Conn: such connections it hands over as they are, and guards all others.
+type Listener struct {
+	net.Listener
+	o Options
+
+	results chan result   // of handshakes and of accepting; never closed
+	closed  chan struct{} // closed by Close
+	start   sync.Once
+	wait    sync.WaitGroup
+
+	mu      sync.Mutex // guards the following
+	over    bool
+	pending map[net.Conn]struct{} // their handshake is under way
+}
+
+type result struct {
+	conn net.Conn
+	err  error
+}
+
+// NewListener guards the connections that l accepts. It starts nothing; over TLS the first Accept does.
+func NewListener(l net.Listener, o Options) *Listener {
+	return &Listener{
+		Listener: l, o: o, results: make(chan result), closed: make(chan struct{}), pending: make(map[net.Conn]struct{}),
+	}
+}
+
+// Accept waits for a connection, and over TLS for the end of its handshake. No connection waits for the handshake of
+// another.
+func (l *Listener) Accept() (net.Conn, error) {
+	if l.o.TLS == nil {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		return &Conn{Conn: conn, listener: l, mayPreface: true}, nil
+	}
+	l.start.Do(func() { l.wait.Go(l.accept) })
+	select {
+	case r := <-l.results:
+		return r.conn, r.err
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *Listener) accept() {
+	for {
+		conn, err := l.Listener.Accept()
+		switch {
+		case err != nil:
+			// Whether to go on is for the caller to say, who calls again or not.
+			if !l.deliver(result{err: err}) || errors.Is(err, net.ErrClosed) {
+				return
+			}
+		case l.begin(conn):
+			l.wait.Go(func() { l.secure(conn) })
+		default:
+			_ = conn.Close()
+		}
+	}
+}
+
+// deliver hands over a result, unless the listener is closed.
+func (l *Listener) deliver(r result) bool {
+	select {
+	case l.results <- r:
+		return true
+	case <-l.closed:
+		return false
+	}
+}
+
+func (l *Listener) begin(conn net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over || len(l.pending) >= maxHandshakes {
+		return false
+	}
+	l.pending[conn] = struct{}{}
+	return true
+}
+
+// secure makes the handshake.
+func (l *Listener) secure(raw net.Conn) {
+	conn := tls.Server(raw, l.o.TLS)
+	err := raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err == nil {
+		err = conn.Handshake()
+	}
+	if err == nil {
+		err = raw.SetDeadline(time.Time{})
+	}
+	l.mu.Lock()
+	delete(l.pending, raw)
+	over := l.over
+	l.mu.Unlock()
+	if err != nil {
+		if !over {
+			l.failed(raw, err)
+		}
+		_ = raw.Close()
+		return
+	}
+	var r result
+	if conn.ConnectionState().NegotiatedProtocol == "h2" {
+		r.conn = conn
+	} else {
+		r.conn = &secureConn{Conn: &Conn{Conn: conn, listener: l}, tls: conn}
+	}
+	if !l.deliver(r) {
+		_ = raw.Close()
+	}
+}
+
+const noTLS = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nConnection: close\r\n\r\n" +
+	"This is an HTTPS server. Use https:// here.\n"
+
+// failed says what has become of a handshake, also to a client that does not know of TLS.
+func (l *Listener) failed(raw net.Conn, err error) {
+	var header tls.RecordHeaderError
+	if errors.As(err, &header) && header.Conn != nil && classes[header.RecordHeader[0]]&tokenByte != 0 {
+		_, _ = io.WriteString(raw, noTLS) // the deadline of the handshake holds
+	}
+	if errors.Is(err, io.EOF) {
+		return // somebody looked whether the port is open
+	}
+	logger := l.o.ErrorLog
+	if logger == nil {
+		logger = log.Default()
+	}
+	logger.Printf("tls handshake with %s: %v", raw.RemoteAddr(), err)
+}
+
+// Close stops accepting and breaks off the handshakes that are under way. It returns when nothing runs any more.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	first := !l.over
+	l.over = true
+	for conn := range l.pending {
+		_ = conn.Close()
+	}
+	l.mu.Unlock()
+	if first {
+		close(l.closed)
+	}
+	err := l.Listener.Close()
+	l.wait.Wait()
+	return err
+}

@@ -1,0 +1,90 @@
+package proxy
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/guard"
+)
+
+// maxTarget bounds the request target, in bytes. Longer ones mean a broken client more often than a long query.
+const maxTarget = 16 << 10
+
+// guardLimits is asked at the start of each request head.
+func (s *Server) guardLimits() guard.Limits {
+	return guard.Limits{Bytes: s.limits.MaxHeaderBytes, Fields: s.settings.Load().MaxHeaderFields, Target: maxTarget}
+}
+
+// guard returns the guard of the client's connection; nil, of which every method does nothing, for HTTP/2 over TLS.
+func (x *exchange) guard() *guard.Conn { return guard.From(x.r.Context()) }
+
+// serveRefused answers what stands in the place of a request that the guard has refused. It reports false for any other
+// request.
+func (x *exchange) serveRefused() bool {
+	if x.r.RequestURI != guard.Target {
+		return false
+	}
+	r := x.guard().Refusal()
+	if r == 0 {
+		return false
+	}
+	x.record.method, x.record.path = "", "" // the client's were not understood
+	x.w.Header().Set("Connection", "close")
+	x.refuse(refusedFault(r), r)
+	x.closeWrite()
+	// net/http has begun to wait for the client to leave, by reading what it still sends, as the request seems to have
+	// no body.
+	leave := time.NewTimer(lingerTimeout)
+	defer leave.Stop()
+	select {
+	case <-x.r.Context().Done():
+	case <-leave.C:
+	}
+	return true
+}
+
+func refusedFault(r guard.Refusal) fault.Fault {
+	switch r.Kind() {
+	case guard.Malformed:
+		return fault.MalformedRequest
+	case guard.BadTarget:
+		return fault.InvalidTarget
+	case guard.LongTarget:
+		return fault.TargetTooLong
+	case guard.LongHead:
+		return fault.HeaderTooLarge
+	case guard.ManyFields:
+		return fault.TooManyFields
+	case guard.BadMethod:
+		return fault.MethodNotAllowed
+	case guard.Slow:
+		return fault.RequestTimeout
+	default:
+		return fault.BadFraming
+	}
+}
+
+// discardRefused reads on for a while behind a body that the guard has refused, as closing a connection with something
+// unread in it destroys the answer on its way.
+func (x *exchange) discardRefused() {
+	if x.body == noBody || x.r.ProtoMajor != 1 || x.guard().Refusal() == 0 {
+		return
+	}
+	x.closeWrite()
+	x.guard().Discard(lingerTimeout)
+}
+
+// closeWrite sends the answer and says that it was the last one.
+func (x *exchange) closeWrite() {
+	if http.NewResponseController(x.w).Flush() == nil {
+		_ = x.guard().CloseWrite() // a client that has gone needs no answer
+	}
+}
+
+// resume lets the guard read on behind a request that might have changed the protocol, and has not.
+func (x *exchange) resume() {
+	if !x.switched && x.r.ProtoMajor == 1 && x.r.ProtoMinor > 0 && len(x.r.Header["Upgrade"]) > 0 {
+		x.guard().Resume()
+	}
+}
