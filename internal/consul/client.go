@@ -206,11 +206,13 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		// The end of the caller is not the server's fault; that it let a deadline pass is.
 		if !errors.Is(r.Context().Err(), context.Canceled) {
+			w.meter.up.Set(0)
 			w.servers.failed(seen)
 		}
 		return nil, fmt.Errorf("ask Consul at %s: %w", cmp.Or(to.unix, to.host), err)
 	}
 	if resp.StatusCode < 400 || resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusConflict {
+		w.meter.up.Set(1)
 		resp.Body = &limited{resp.Body, maxAnswer}
 		return resp, nil
 	}
@@ -224,6 +226,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		w.slow()
 		w.servers.failed(seen)
 	case resp.StatusCode >= 500 && !strings.Contains(string(text), "Invalid Session TTL"):
+		w.meter.up.Set(0)
 		w.servers.failed(seen)
 	}
 	return nil, &StatusError{resp.StatusCode, strings.TrimSpace(string(text))}

@@ -46,7 +46,7 @@ type Options struct {
 type pace struct {
 	collect, lazy, heartbeat, verify     time.Duration // writer
 	renew, renewTimeout                  time.Duration // session
-	wait, spread, current                time.Duration // watches
+	wait, current                        time.Duration // watches
 	probe, probeTimeout, orphan          time.Duration // orphans
 	retryMin, retryMax, repair, overtake time.Duration
 	sweep, sweepAge, sweepSpread         time.Duration // janitor
@@ -58,7 +58,7 @@ func defaultPace() pace {
 	return pace{
 		collect: 3 * time.Millisecond, lazy: 5 * time.Second, heartbeat: 30 * time.Second, verify: 10 * time.Minute,
 		renew: 3300 * time.Millisecond, renewTimeout: 3 * time.Second,
-		wait: 55 * time.Second, spread: 2 * time.Second, current: 2 * time.Second,
+		wait: 55 * time.Second, current: 2 * time.Second,
 		probe: time.Second, probeTimeout: 500 * time.Millisecond, orphan: 15 * time.Minute,
 		retryMin: 250 * time.Millisecond, retryMax: 5 * time.Second, repair: 10 * time.Second, overtake: time.Second,
 		sweep: 30 * time.Second, sweepAge: time.Minute, sweepSpread: 10 * time.Second,
@@ -106,8 +106,9 @@ type Directory struct {
 	leaveOnce sync.Once
 	ready     chan struct{} // closed by the view when it is complete for the first time
 
-	mu      sync.Mutex
-	stopped chan struct{} // closed by Run when session and writer have ended; nil before Run
+	mu         sync.Mutex
+	stopped    chan struct{}        // closed by Run when session and writer have ended; nil before Run
+	complained map[string]time.Time // by message
 }
 
 var clusterName = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?$`)
@@ -141,6 +142,7 @@ func newDirectory(o Options, p pace) (*Directory, error) {
 		log: o.Log, pace: p, base: o.Settings.Prefix + "/" + o.Cluster + "/v1/", catalog: catalogName(o.Cluster, o.Node.ID),
 		servers: list, tokens: newTokens(o.Settings, env), env: env, budget: rate.NewLimiter(2, 10),
 		leaving: make(chan struct{}), ready: make(chan struct{}),
+		complained: map[string]time.Time{},
 	}
 	if d.node.Started.IsZero() {
 		d.node.Started = time.Now()
@@ -192,6 +194,22 @@ func (d *Directory) Run(ctx context.Context) error {
 	}
 	<-ctx.Done() // after Leave the node still reads
 	return nil
+}
+
+// complain logs what keeps failing once in a while, and else for debugging only.
+func (d *Directory) complain(err error, message string) {
+	d.mu.Lock()
+	loud := time.Since(d.complained[message]) > 30*time.Second
+	if loud {
+		d.complained[message] = time.Now()
+	}
+	d.mu.Unlock()
+	log := d.log.WithError(err)
+	if loud {
+		log.Warn(message)
+		return
+	}
+	log.Debug(message)
 }
 
 // closeIdle lets go of the connections. Leave, if it comes after, makes new ones.

@@ -103,7 +103,7 @@ func (d *Directory) removeNode(ctx context.Context, name, id string) error {
 		{KV: &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: d.memberKey(id)}},
 		{Node: &api.NodeTxnOp{Verb: api.NodeDelete, Node: api.Node{Node: name}}},
 	}, readOptions(ctx))
-	if err == nil && done {
+	if err == nil && done && id != d.node.ID {
 		d.metrics.swept.WithLabelValues("node").Inc()
 		d.log.WithField("node", id).Info("removed a dead node from the catalog")
 	}

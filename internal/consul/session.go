@@ -73,7 +73,7 @@ func (d *Directory) live(ctx context.Context) error {
 				return nil
 			}
 		default:
-			d.log.WithError(err).Warn("consul does not let this node register; trying again")
+			d.complain(err, "consul does not let this node register; trying again")
 		}
 		if time.Since(began) > time.Minute {
 			retry.Reset()
@@ -87,6 +87,10 @@ func (d *Directory) live(ctx context.Context) error {
 
 // liveOnce makes a session and writes within it until it is lost.
 func (d *Directory) liveOnce(ctx context.Context, reason string) error {
+	// Before anything is written: what a duplicate registers would be what the living one had registered.
+	if err := d.takeover(ctx, d.memberKey(d.node.ID)); err != nil {
+		return err
+	}
 	if err := d.register(ctx, true, nil); err != nil {
 		return fmt.Errorf("register node %s in the catalog: %w", d.catalog, err)
 	}
@@ -243,26 +247,15 @@ func (d *Directory) renew(ctx context.Context, id string) error {
 		case err != nil:
 			d.metrics.renewFailures.Inc()
 			d.renewals.reset()
-			d.answered(err)
 			wait = min(wait, d.jitter(d.pace.retryMin*4))
 		case entry == nil:
 			return fmt.Errorf("renew session %s: %w", id, errLost)
 		default:
-			d.answered(nil)
 			d.renewed.Store(time.Now().UnixNano())
 			d.metrics.renewTime.Observe(time.Since(began).Seconds())
 		}
 	}
 	return nil
-}
-
-// answered notes whether Consul answered.
-func (d *Directory) answered(err error) {
-	if err != nil {
-		d.metrics.up.Set(0)
-		return
-	}
-	d.metrics.up.Set(1)
 }
 
 // jitter returns t with up to a tenth added or taken.
@@ -350,8 +343,8 @@ func (d *Directory) Leave(ctx context.Context) error {
 			d.dropSession(id)
 		}
 	}
-	_, err := d.writeClient.Catalog().Deregister(&api.CatalogDeregistration{Node: d.catalog}, writeOptions(ctx))
-	if err != nil {
+	// A successor that has taken the name over by now keeps it.
+	if err := d.removeNode(ctx, d.catalog, d.node.ID); err != nil {
 		problems = append(problems, fmt.Errorf("remove node %s from the catalog: %w", d.catalog, err))
 	}
 	return errors.Join(problems...)

@@ -125,5 +125,5 @@ func (d *Directory) watchFailed(err error) {
 		code = "short"
 	}
 	d.metrics.watchErrors.WithLabelValues(code).Inc()
-	d.log.WithError(err).Debug("a blocking read was not answered")
+	d.complain(err, "the directory cannot be read; what is known stays, trying again")
 }

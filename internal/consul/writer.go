@@ -163,11 +163,10 @@ func (w *writer) trouble(ctx context.Context, err error, retry *backoff.Backoff)
 		w.maxBytes /= 2
 		return nil
 	}
-	w.d.answered(err)
 	if w.age() > degradedTime {
 		w.d.metrics.degraded.Set(1)
 	}
-	w.d.log.WithError(err).Warn("changes could not be published; trying again")
+	w.d.complain(err, "changes could not be published; trying again")
 	return retry.Wait(ctx)
 }
 
@@ -291,7 +290,6 @@ func (w *writer) acknowledge(value []byte) {
 	w.sent.acknowledged()
 	w.ackedSeq, w.headDirty, w.urgent, w.lazySince = w.seq, false, false, time.Time{}
 	clear(w.store.stale)
-	w.d.answered(nil)
 	w.d.metrics.degraded.Set(0)
 	w.d.metrics.dirty.Set(0)
 	w.d.metrics.keys.Set(float64(w.store.n))
