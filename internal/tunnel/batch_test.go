@@ -150,3 +150,17 @@ func TestFramesOfStreamsThatAreGoneAreNotSent(t *testing.T) {
 		t.Errorf("sent %q, want %q", have, want)
 	}
 }
+
+func TestNothingIsSentAfterTheFarewell(t *testing.T) {
+	l := offline(role{native: true})
+	l.muted = true
+	syn := makeFrame(kindWindow, flagSYN, 2, 0)
+	if _, err := l.Write(syn[:]); err != nil {
+		t.Errorf("yamux is told of %v, and would end the session before the peer does", err)
+	}
+	ping := makeFrame(kindPing, flagSYN, 0, 1)
+	l.give(ping[:])
+	if l.batch != nil || l.nurgent != 0 {
+		t.Error("something waits to be sent")
+	}
+}

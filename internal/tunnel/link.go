@@ -14,7 +14,7 @@ import (
 
 const (
 	drainTimeout  = time.Second // for the peer to take what is pending when a link is closed
-	lingerTimeout = time.Second            // for the peer to end its side after ours
+	lingerTimeout = time.Second // for the peer to end its side after ours
 )
 
 // link is the connection that yamux runs on: a WebSocket whose traffic it watches, frame by frame, in both directions.
