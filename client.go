@@ -27,7 +27,7 @@ const (
 
 // Client connects to a Piko cluster. The zero value connects to a node on the same host.
 //
-// The fields must not change after the first call of a method, and a Client must not be copied. All methods may be called
+// The fields must not change after the first call of a method, except by [Client.Reconfigure], and a Client must not be copied. All methods may be called
 // from several goroutines at once. A Client that has listened holds sessions and goroutines until [Client.Shutdown] or
 // [Client.Close].
 type Client struct {

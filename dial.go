@@ -32,12 +32,12 @@ func (c *Client) Dial(ctx context.Context, name string) (*Conn, error) {
 
 func (c *Client) dial(ctx context.Context, name string) (*Conn, error) {
 	c.mu.Lock()
-	closed := c.closed
+	closed, base, token, source := c.closed, c.ProxyURL, c.Token, c.TokenSource
+	tenantID, tls, proxy := c.TenantID, c.TLSConfig, c.Proxy
 	c.mu.Unlock()
 	if closed {
 		return nil, net.ErrClosed
 	}
-	base := c.ProxyURL
 	if base == "" {
 		base = DefaultProxyURL
 	}
@@ -45,9 +45,8 @@ func (c *Client) dial(ctx context.Context, name string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("url of the proxy: %w", err)
 	}
-	token := c.Token
-	if c.TokenSource != nil {
-		if token, err = c.TokenSource(ctx); err != nil {
+	if source != nil {
+		if token, err = source(ctx); err != nil {
 			return nil, fmt.Errorf("%w: %w", errToken, err)
 		}
 	}
@@ -58,15 +57,15 @@ func (c *Client) dial(ctx context.Context, name string) (*Conn, error) {
 	if token != "" {
 		header.Set("Authorization", "Bearer "+token)
 	}
-	if c.TenantID != "" {
-		header.Set("X-Piko-Tenant-Id", c.TenantID)
+	if tenantID != "" {
+		header.Set("X-Piko-Tenant-Id", tenantID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	ws, _, err := websocket.Dial(ctx, u.JoinPath(dialPath, name).String(), websocket.DialOptions{
 		Header: header,
-		TLS:    c.TLSConfig,
-		Proxy:  c.Proxy,
+		TLS:    tls,
+		Proxy:  proxy,
 	})
 	if err != nil {
 		return nil, handshakeError(u.Redacted(), err)

@@ -24,11 +24,13 @@ const (
 
 // link is one session with a node and what is offered on it.
 type link struct {
+	*settings
 	pool    *pool
 	session *tunnel.AgentSession
 	nodeID  string
 	since   time.Time
-	token   string // presented at the handshake
+	first   string        // the token presented at the handshake
+	fresh   chan struct{} // holds an item when the source has a new token; cap 1
 
 	// Guarded by pool.mu.
 	leaving bool                 // the node drains, or the session has ended
@@ -38,26 +40,29 @@ type link struct {
 }
 
 // connect makes one session and enters it as a link.
-func (p *pool) connect(ctx context.Context) (*link, error) {
+func (p *pool) connect(ctx context.Context, at *place) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	token, err := p.bearer(ctx)
+	token, err := at.bearer(ctx)
 	if err != nil {
 		return nil, err
 	}
-	k := &link{pool: p, token: token, on: map[string]*Listener{}, busy: map[string]bool{}, back: map[string]error{}}
+	k := &link{
+		settings: at.settings, pool: p, first: token, fresh: make(chan struct{}, 1),
+		on: map[string]*Listener{}, busy: map[string]bool{}, back: map[string]error{},
+	}
 	k.session, err = tunnel.Dial(ctx, tunnel.DialOptions{
-		URL:       p.url,
+		URL:       k.url,
 		Token:     token,
-		TenantID:  p.tenantID,
-		Hello:     tunnel.Hello{AgentID: p.agentID, InstanceID: p.instanceID, Labels: p.labels},
-		TLS:       p.tls,
-		Proxy:     p.proxy,
-		Heartbeat: p.heartbeat,
+		TenantID:  k.tenantID,
+		Hello:     tunnel.Hello{AgentID: k.agentID, InstanceID: k.instanceID, Labels: k.labels},
+		TLS:       k.tls,
+		Proxy:     k.proxy,
+		Heartbeat: k.heartbeat,
 		OnRefused: func(endpoint string, err *tunnel.RefusedError) { p.takenBack(k, endpoint, err) },
 	})
 	if err != nil {
-		return nil, handshakeError(redacted(p.url), err)
+		return nil, handshakeError(redacted(k.url), err)
 	}
 	k.nodeID, k.since = k.session.NodeID(), time.Now()
 	if err := p.claim(k); err != nil {
@@ -68,8 +73,8 @@ func (p *pool) connect(ctx context.Context) (*link, error) {
 }
 
 // bearer asks for the token to present.
-func (p *pool) bearer(ctx context.Context) (string, error) {
-	token, err := p.token(ctx)
+func (s *settings) bearer(ctx context.Context) (string, error) {
+	token, err := s.token(ctx)
 	if err == nil {
 		err = checkToken(token)
 	}
@@ -84,7 +89,7 @@ func (p *pool) bearer(ctx context.Context) (string, error) {
 func (p *pool) hold(ctx context.Context, k *link) time.Duration {
 	p.mu.Lock()
 	p.goLocked(k.accept)
-	if p.renewable {
+	if k.renewable {
 		p.goLocked(k.renew)
 	}
 	p.mu.Unlock()
@@ -92,6 +97,11 @@ func (p *pool) hold(ctx context.Context, k *link) time.Duration {
 	case <-k.session.Done():
 	case <-k.session.Draining():
 		if p.leave(ctx, k) {
+			return time.Since(k.since)
+		}
+		<-k.session.Done()
+	case <-ctx.Done():
+		if p.dismiss(k) {
 			return time.Since(k.since)
 		}
 		<-k.session.Done()
@@ -152,10 +162,24 @@ func (k *link) accept(ctx context.Context) {
 			_ = k.session.CloseNow(err)
 			return
 		}
-		if l := k.pool.listener(in.Header().Endpoint); l == nil || !l.deliver(newIncoming(in)) {
-			_ = in.Refuse(k.pool.refusal(l), "")
+		k.deliver(in)
+	}
+}
+
+// deliver hands what arrived to the listener of its endpoint, or refuses it. A listener that was closed because another
+// one has taken its place refuses nothing.
+func (k *link) deliver(in *tunnel.Incoming) {
+	l := k.pool.listener(in.Header().Endpoint)
+	for l != nil {
+		if l.deliver(newIncoming(in)) {
+			return
+		}
+		full := l
+		if l = k.pool.listener(in.Header().Endpoint); l == full {
+			break
 		}
 	}
+	_ = in.Refuse(k.pool.refusal(l), "") // fails only if nobody waits any more
 }
 
 // retire finishes a link whose node drains: it waits until another link carries its endpoints, then lets its streams end.
@@ -203,22 +227,36 @@ func (k *link) shutdown(ctx context.Context, reason string, deadline time.Time) 
 	return nil
 }
 
-// renew hands the node a new token before the old one expires. The source is asked again after a pause when it has
+// never is how long a token without an end is good for.
+const never = 1 << 62 * time.Nanosecond
+
+// renew hands the node a new token before the old one expires, or when the source is said to have one. The source is asked again after a pause when it has
 // nothing new; an expired token ends the session at the node's discretion, and then the slot connects anew.
 func (k *link) renew(ctx context.Context) {
 	p := k.pool
-	token := k.token
+	token := k.first
 	wait, expires := renewIn(token, time.Now())
 	var last string
-	for expires {
+	for {
+		if !expires {
+			wait = never
+		}
+		told := false
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-k.fresh:
+			told = true
 		case <-k.session.Done():
 			timer.Stop()
 			return
 		}
-		fresh, err := p.freshToken(ctx, token)
+		timer.Stop()
+		fresh, err := k.freshToken(ctx, token)
+		if told && errors.Is(err, errSameToken) {
+			wait, expires = renewIn(token, time.Now())
+			continue
+		}
 		if err == nil {
 			err = k.session.SendToken(fresh)
 		}
@@ -227,7 +265,7 @@ func (k *link) renew(ctx context.Context) {
 				p.log.Warn("token could not be renewed, will retry", "node", k.nodeID, "err", err)
 				last = text
 			}
-			wait = renewPause
+			wait, expires = renewPause, true
 			continue
 		}
 		token, last = fresh, ""
@@ -238,10 +276,10 @@ func (k *link) renew(ctx context.Context) {
 
 var errSameToken = errors.New("the source still gives the token that is about to expire")
 
-func (p *pool) freshToken(ctx context.Context, old string) (string, error) {
+func (s *settings) freshToken(ctx context.Context, old string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	token, err := p.bearer(ctx)
+	token, err := s.bearer(ctx)
 	if err == nil && token == old {
 		err = errSameToken
 	}

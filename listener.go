@@ -44,6 +44,13 @@ func InBackground() ListenOption {
 	return func(l *Listener) { l.background = true }
 }
 
+// Replacing makes Listen take the place of the client's listener for the same endpoint, if there is one. The endpoint stays
+// routable: from then on what arrives goes to the new listener, which also gets what the old one has not accepted yet; what
+// that has accepted lives on, and its Accept returns [net.ErrClosed].
+func Replacing() ListenOption {
+	return func(l *Listener) { l.replaces = true }
+}
+
 // Listener accepts the connections that arrive for one endpoint. It is a [net.Listener]. Its methods may be called from
 // several goroutines at once.
 type Listener struct {
@@ -52,6 +59,7 @@ type Listener struct {
 	protocol   string
 	weight     int
 	background bool
+	replaces   bool
 	done       chan struct{} // closed by Close
 	arrived    chan struct{} // holds a token when queue may have something; cap 1
 
@@ -96,8 +104,12 @@ func (c *Client) Listen(ctx context.Context, name string, opts ...ListenOption) 
 	}
 	l.pool = p
 	l.waiting = !l.background
-	if err := p.add(l); err != nil {
+	old, err := p.add(l)
+	if err != nil {
 		return nil, fmt.Errorf("listen on %q: %w", canonical, err)
+	}
+	if old != nil {
+		l.inherit(old)
 	}
 	if l.background {
 		return l, nil

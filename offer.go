@@ -24,6 +24,9 @@ func (p *pool) reconcileLocked(k *link, endpoint string) {
 func (p *pool) wantedLocked(k *link, endpoint string) *Listener {
 	l := p.listeners[endpoint]
 	if k.leaving && k.on[endpoint] != l {
+		if l != nil {
+			return k.on[endpoint] // good enough until the link has left: what arrives goes to l anyway
+		}
 		return nil
 	}
 	return l
@@ -40,7 +43,8 @@ func (p *pool) takenBack(k *link, endpoint string, cause *tunnel.RefusedError) {
 	}
 }
 
-// reconcile tells the node to listen or unlisten until it has what the pool wants. Since one goroutine at a time does so
+// reconcile tells the node to listen or unlisten until it has what the pool wants. A listener that takes the place of
+// another is told as it is: the node changes its upstream, and the endpoint stays routable. Since one goroutine at a time does so
 // for an endpoint, a listener that is closed and opened again can't overtake itself.
 func (p *pool) reconcile(ctx context.Context, k *link, endpoint string) {
 	var wait backoff.Backoff
@@ -50,7 +54,7 @@ func (p *pool) reconcile(ctx context.Context, k *link, endpoint string) {
 		if done {
 			return
 		}
-		if have != nil {
+		if have != nil && want == nil {
 			_ = k.session.Unlisten(endpoint) // fails only with the session
 			p.settle(k, endpoint, nil)
 			continue

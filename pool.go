@@ -27,7 +27,7 @@ import (
 // What a link should offer is p.listeners, what it does offer is link.on; [pool.reconcile] brings the two together, one
 // goroutine for each pair of link and endpoint that differs, and none when nothing does.
 type pool struct {
-	settings
+	log  *slog.Logger
 	ctx  context.Context // ends when the pool is closed
 	stop context.CancelFunc
 	wg   sync.WaitGroup // everything the pool started
@@ -35,7 +35,10 @@ type pool struct {
 	mu        sync.Mutex
 	listeners map[string]*Listener
 	links     map[*link]struct{}
-	running   bool          // the slots have been started
+	settings  *settings     // of the sessions to make
+	grace     time.Duration // for what runs on links that were dismissed
+	places    []*place      // for the connections that are wanted; none before the first listener
+	running   bool          // they have been made
 	draining  bool          // no new connections, no new listeners
 	closed    bool          // wg takes nothing more
 	dials     uint64        // attempts to connect that were begun; each has its number
@@ -47,7 +50,8 @@ type pool struct {
 
 func newPool(ctx context.Context, s settings) *pool {
 	p := &pool{
-		settings:  s,
+		log:       s.log,
+		settings:  &s,
 		listeners: map[string]*Listener{},
 		links:     map[*link]struct{}{},
 		changed:   make(chan struct{}),
@@ -71,29 +75,32 @@ func (p *pool) goLocked(f func(ctx context.Context)) {
 	}
 }
 
-// add takes a listener in and offers its endpoint on every link.
-func (p *pool) add(l *Listener) error {
+// add takes a listener in and offers its endpoint on every link. It returns the listener whose place that takes, if any,
+// which nothing reaches any more.
+func (p *pool) add(l *Listener) (old *Listener, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.draining {
-		return net.ErrClosed
+		return nil, net.ErrClosed
 	}
-	if p.listeners[l.endpoint] != nil {
-		return errors.New("this client listens on it already")
+	old = p.listeners[l.endpoint]
+	if old != nil && !l.replaces {
+		return nil, errors.New("this client listens on it already")
 	}
 	p.listeners[l.endpoint] = l
 	l.since = p.dials
+	if old != nil {
+		p.succeedLocked(old, l)
+	}
 	if !p.running {
 		p.running = true
-		for range p.connections {
-			p.goLocked(p.keep)
-		}
+		p.openLocked(p.settings.connections)
 	}
 	for k := range p.links {
 		p.reconcileLocked(k, l.endpoint)
 	}
 	p.notifyLocked()
-	return nil
+	return old, nil
 }
 
 // remove takes a listener out and stops offering its endpoint.
@@ -113,17 +120,19 @@ func (p *pool) remove(l *Listener) {
 // errSameNode says that a new session led to a node with which there is one already.
 var errSameNode = errors.New("another session leads to the same node")
 
-// keep fills one place for a connection as long as the pool lives.
-func (p *pool) keep(ctx context.Context) {
+// keep fills one place for a connection until ctx ends, which is when the pool does or the place is not wanted any more.
+func (p *pool) keep(ctx context.Context, at *place) {
 	var failed backoff.Backoff                 // no session could be made
 	short := backoff.Backoff{Max: time.Second} // sessions that were made did not last
 	same := backoff.Backoff{Max: time.Minute}  // there seems to be no other node
-	report := reporter{log: p.log, url: p.url}
+	report := reporter{log: p.log, url: at.url}
 	for p.awaitListener(ctx) {
 		attempt, lost := p.beginDial()
-		k, err := p.connect(ctx)
+		k, err := p.connect(ctx, at)
 		p.endDial(attempt, err)
 		switch {
+		case err != nil && ctx.Err() != nil:
+			return
 		case err == nil:
 			report.connected(k)
 			same.Reset()
@@ -226,7 +235,7 @@ func (p *pool) hurryLocked() bool {
 }
 
 // claim enters a new link, unless another live one leads to the same node. Links to draining nodes don't count: a node
-// that restarts under its old id must be welcome.
+// that restarts under its old id must be welcome. Nor do those that were made under other settings.
 func (p *pool) claim(k *link) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,7 +243,7 @@ func (p *pool) claim(k *link) error {
 		return net.ErrClosed
 	}
 	for other := range p.links {
-		if !other.leaving && other.nodeID == k.nodeID {
+		if !other.leaving && other.nodeID == k.nodeID && other.settings == k.settings {
 			return errSameNode
 		}
 	}
@@ -264,8 +273,8 @@ func (p *pool) vacate(k *link, gone bool) {
 
 // covered reports whether everything that k offers is offered by a link that stays.
 func (p *pool) coveredLocked(k *link) bool {
-	for endpoint, l := range k.on {
-		if p.listeners[endpoint] == l && !p.routableLocked(l, true) {
+	for endpoint := range k.on {
+		if l := p.listeners[endpoint]; l != nil && !p.routableLocked(l, true) {
 			return false
 		}
 	}
