@@ -200,8 +200,6 @@ func (l *liar) honest() { l.lie.Store(nil) }
 // address is what nodes take for Consul.
 func (l *liar) address() string { return strings.TrimPrefix(l.URL, "http://") }
 
-func isHead(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/head") }
-
 func TestReaderSurvivesLies(t *testing.T) {
 	t.Parallel()
 	c := consultest.Start(t, consultest.Options{})

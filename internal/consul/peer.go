@@ -35,7 +35,6 @@ type peer struct {
 	lists    *rate.Limiter
 	loaded   chan struct{} // closed after the first answer about its head
 	loadOnce sync.Once
-	known    bool // the watch's own: a head has arrived before
 }
 
 func newPeer(d *Directory, n cluster.Node, remote *cluster.Remote) *peer {

@@ -105,7 +105,7 @@ func (d *Directory) ask(ctx context.Context, index uint64,
 	call, cancel := context.WithTimeout(ctx, wait*17/16+writeTime)
 	defer cancel()
 	age := d.epoch.Load()
-	defer context.AfterFunc(age, cancel)()
+	defer context.AfterFunc(age, cancel)() //nolint:contextcheck // the epoch ends the read too
 	meta, err := read(call, (&api.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(call))
 	if err != nil {
 		if age.Err() != nil {
