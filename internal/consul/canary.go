@@ -128,14 +128,14 @@ func (d *Directory) watchSelf(ctx context.Context) {
 }
 
 // inspect asks Consul afresh for what this node wrote last. If that was changed, everything is written again; if it was
-// not, the watch is stuck and begins anew, with a life of its own: that of Run.
-func (d *Directory) inspect(life context.Context) {
+// not, the watch is stuck and begins anew.
+func (d *Directory) inspect(ctx context.Context) {
 	wantHead, wantMember, settled := d.canary.expected()
 	session := *d.session.Load()
 	if !settled || session == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(life, writeTime)
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
 	defer cancel()
 	same := true
 	for key, want := range map[string][]byte{d.headKey(d.node.ID): wantHead, d.memberKey(d.node.ID): wantMember} {
@@ -157,6 +157,6 @@ func (d *Directory) inspect(life context.Context) {
 	if d.canary.overdue(d.pace.current) {
 		d.metrics.degraded.Set(1)
 		d.log.Warn("a watch does not bring what was written; beginning all watches anew")
-		d.restart(life, "stuck")
+		d.restart("stuck")
 	}
 }

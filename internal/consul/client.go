@@ -156,17 +156,35 @@ type wire struct {
 	tokens  *tokens
 	meter   *metrics
 	slow    func() // Consul asked us to slow down
+	conns   int
+	via     atomic.Pointer[transports]
+}
+
+// transports are what a wire sends requests by.
+type transports struct {
 	plain   *http.Transport
 	squeeze *http.Transport // asks for compressed answers: over a network they are worth it
 }
 
+func (t *transports) closeIdle() {
+	t.plain.CloseIdleConnections()
+	t.squeeze.CloseIdleConnections()
+}
+
 func newWire(d *Directory, secure *tls.Config, conns int) *wire {
+	w := &wire{servers: d.servers, tokens: d.tokens, meter: d.metrics, slow: d.slow, conns: conns}
+	w.secure(secure)
+	return w
+}
+
+// secure has new connections made with these TLS settings. Idle ones are closed.
+func (w *wire) secure(c *tls.Config) {
 	dialer := &net.Dialer{
 		Timeout:         dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
 	}
 	sockets := map[string]string{}
-	for _, s := range d.servers.list {
+	for _, s := range w.servers.list {
 		if s.unix != "" {
 			sockets[net.JoinHostPort(s.host, "80")] = s.unix
 		}
@@ -178,12 +196,14 @@ func newWire(d *Directory, secure *tls.Config, conns int) *wire {
 			}
 			return dialer.DialContext(ctx, network, addr)
 		},
-		TLSClientConfig: secure, TLSHandshakeTimeout: handshakeTime, ForceAttemptHTTP2: true, DisableCompression: true,
-		MaxIdleConnsPerHost: conns, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+		TLSClientConfig: c, TLSHandshakeTimeout: handshakeTime, ForceAttemptHTTP2: true, DisableCompression: true,
+		MaxIdleConnsPerHost: w.conns, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
 	}
 	squeeze := plain.Clone()
 	squeeze.DisableCompression = false
-	return &wire{d.servers, d.tokens, d.metrics, d.slow, plain, squeeze}
+	if old := w.via.Swap(&transports{plain, squeeze}); old != nil {
+		old.closeIdle()
+	}
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -198,9 +218,10 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if token := w.tokens.get(); token != "" {
 		r.Header.Set("X-Consul-Token", token)
 	}
-	transport := w.squeeze
+	via := w.via.Load()
+	transport := via.squeeze
 	if to.local {
-		transport = w.plain
+		transport = via.plain
 	}
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
@@ -233,10 +254,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // reset closes connections that nobody is using, so that the next request makes a new one.
-func (w *wire) reset() {
-	w.plain.CloseIdleConnections()
-	w.squeeze.CloseIdleConnections()
-}
+func (w *wire) reset() { w.via.Load().closeIdle() }
 
 // client returns an API client that speaks over the wire.
 func (w *wire) client(c config.Consul, env environment) (*api.Client, error) {

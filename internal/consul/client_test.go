@@ -206,3 +206,43 @@ func TestRunEndsWithItsContextWhenConsulIsNotThere(t *testing.T) {
 		t.Error("Leave did not tell that Consul is not there")
 	}
 }
+
+// Certificates of clients are rotated while nodes run.
+func TestSettingsApplyLive(t *testing.T) {
+	t.Parallel()
+	c := consultest.Start(t, consultest.Options{})
+	l := newLiar(t, c, true)
+	w := newTown(t, c)
+	w.pace.retryMax = 200 * time.Millisecond
+	var settings config.Consul
+	w.change = func(o *Options) {
+		o.Settings.Address = config.List{l.URL}
+		settings = o.Settings
+	}
+	a := w.join("a")
+	until(t, "an unknown authority is refused", func() bool { return a.metric("piko_consul_watch_errors_total") > 0 })
+	bad := settings
+	bad.TLS.CA = "/nowhere"
+	if err := a.Apply(bad); err == nil {
+		t.Error("settings that cannot be had were applied")
+	}
+	settings.TLS.InsecureSkipVerify = true
+	settings.WriteBudget = 10
+	settings.Token = config.NewSecret("anonymous")
+	l.tell(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("X-Consul-Token") == "anonymous" {
+			r.Header.Del("X-Consul-Token")
+			return false
+		}
+		w.WriteHeader(http.StatusForbidden)
+		return true
+	})
+	if err := a.Apply(settings); err != nil {
+		t.Fatal(err)
+	}
+	a.local.Add("kept", 1)
+	a.publish("kept")
+	if share := a.metric("piko_consul_write_budget_per_second"); share != 10 {
+		t.Errorf("a budget of %v, want 10", share)
+	}
+}

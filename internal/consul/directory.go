@@ -237,6 +237,22 @@ func (d *Directory) SetWriteBudget(perSecond int) {
 	d.rebudget()
 }
 
+// Apply takes over what may change in the settings while the node runs: token, write budget, and TLS, whose files are read
+// again. With an error nothing has changed.
+func (d *Directory) Apply(c config.Consul) error {
+	secure, err := secured(c.TLS, d.env)
+	if err != nil {
+		return err
+	}
+	for _, w := range []*wire{d.renewals, d.writes, d.reads} {
+		w.secure(secure)
+	}
+	d.tokens.set(c.Token.Reveal())
+	d.SetWriteBudget(c.WriteBudget)
+	d.restart("settings")
+	return nil
+}
+
 // Published waits until Consul has acknowledged a write of this node with the key, or until ctx ends.
 func (d *Directory) Published(ctx context.Context, key string) error {
 	return d.writer.published(ctx, key)

@@ -31,6 +31,15 @@
 // its own address, up to 15 minutes, and returns without a reload when its record does. So neither the loss of a
 // session nor a deleted tree nor a Consul that is gone costs a request.
 //
+// # Access control
+//
+// With Consul's access control on, these four rules are all that a node needs:
+//
+//	key_prefix     "<prefix>/<cluster>/" { policy = "write" }
+//	session_prefix "pikod-"              { policy = "write" }
+//	node_prefix    "pikod-"              { policy = "write" }
+//	service        "pikod"               { policy = "write" }
+//
 // # Goroutines
 //
 // [Directory.Run] owns them all: one for the session, which also writes; one that renews; one that watches the members;

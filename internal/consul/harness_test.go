@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a test waits for what should happen.
-const patience = 20 * time.Second
+const patience = 40 * time.Second
 
 // towns counts clusters, so that many may share a Consul.
 var towns atomic.Int64

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -183,6 +185,7 @@ func newLiar(t *testing.T, c *consultest.Consul, secure bool) *liar {
 		}
 		proxy.ServeHTTP(w, r)
 	}))
+	l.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if secure {
 		l.EnableHTTP2 = true
 		l.StartTLS()

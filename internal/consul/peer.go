@@ -31,6 +31,8 @@ type peer struct {
 	cancel   context.CancelFunc
 	done     chan struct{} // closed when the goroutine of the moment has ended
 	dropped  atomic.Bool   // the orphan is dead
+	// contested says that there is a record of the same name from an earlier time: after the orphan's end it counts.
+	contested atomic.Bool
 
 	lists    *rate.Limiter
 	loaded   chan struct{} // closed after the first answer about its head
@@ -207,6 +209,9 @@ func (p *peer) probe(ctx context.Context, node cluster.Node) {
 	p.dropped.Store(true)
 	p.d.table.Forget(node.ID, node.Incarnation)
 	p.d.log.WithField("node", node.ID).Warn("node is gone; its routes were dropped")
+	if p.contested.Load() {
+		p.d.restart("contested")
+	}
 }
 
 func (p *peer) answers(ctx context.Context, node cluster.Node) bool {

@@ -64,6 +64,7 @@ func (d *Directory) live(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, ErrDuplicate):
+			d.abandon(ctx)
 			return err
 		case errors.Is(err, errLost):
 			reason = "lost"
@@ -123,6 +124,19 @@ func (d *Directory) liveOnce(ctx context.Context, reason string) error {
 		d.dropSession(id)
 	}
 	return err
+}
+
+// abandon ends the session of a node whose name belongs to another. That it fails does no harm: it expires.
+func (d *Directory) abandon(ctx context.Context) {
+	id := *d.session.Load()
+	if id == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	if _, err := d.writeClient.Session().Destroy(id, writeOptions(ctx)); err == nil {
+		d.dropSession(id)
+	}
 }
 
 // dropSession forgets a session that is gone. While the writer only stops, Leave still needs it.
@@ -198,10 +212,11 @@ func (d *Directory) createSession(ctx context.Context) (string, error) {
 
 // minimalTTL reads session_ttl_min from Consul's refusal: "Invalid Session TTL '5000000000', must be between [10s=24h0m0s]".
 func minimalTTL(err error) (time.Duration, bool) {
-	if err == nil {
+	var refusal *StatusError
+	if !errors.As(err, &refusal) {
 		return 0, false
 	}
-	_, rest, found := strings.Cut(err.Error(), "must be between [")
+	_, rest, found := strings.Cut(refusal.Text, "must be between [")
 	text, _, bounded := strings.Cut(rest, "=")
 	if !found || !bounded {
 		return 0, false

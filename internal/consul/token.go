@@ -15,15 +15,17 @@ const tokenCheck = 5 * time.Second
 // tokens knows Consul's token of the moment. One that comes from a file is read again when the file changes and when
 // Consul refuses it. It is safe for concurrent use.
 type tokens struct {
-	mu      sync.Mutex
-	token   string
-	file    config.File // "" when the token is fixed
-	changed time.Time   // of the file, when it was read
-	checked time.Time
+	mu    sync.Mutex
+	token string
+	// fallback is what the environment says.
+	fallback string
+	file     config.File // "" when the token is fixed
+	changed  time.Time   // of the file, when it was read
+	checked  time.Time
 }
 
 func newTokens(c config.Consul, env environment) *tokens {
-	t := &tokens{token: c.Token.Reveal(), file: c.TokenFile}
+	t := &tokens{token: c.Token.Reveal(), file: c.TokenFile, fallback: env.token}
 	if t.token == "" && t.file == "" {
 		t.token, t.file = env.token, config.File(env.tokenFile)
 	}
@@ -41,11 +43,16 @@ func (t *tokens) get() string {
 	return t.token
 }
 
-// set replaces the token. It holds until its file, if there is one, changes.
+// set replaces the token. It holds until its file, if there is one, changes. No token means that of the environment.
 func (t *tokens) set(token string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.token = token
+	if token == "" && t.file == "" {
+		token = t.fallback
+	}
+	if token != "" {
+		t.token = token
+	}
 }
 
 // refused has the file looked at before the next request.

@@ -156,7 +156,10 @@ func TestMinimalTimeToLiveIsReadFromTheRefusal(t *testing.T) {
 	if least, ok := minimalTTL(err); !ok || least != 10*time.Second {
 		t.Errorf("minimalTTL = %v, %v; want 10s", least, ok)
 	}
-	for _, err := range []error{nil, errors.New("no"), errors.New("must be between [x=y]"), errors.New("must be between [-5s=1s]")} {
+	for _, err := range []error{
+		nil, errors.New("must be between [10s=1s]"), &StatusError{500, "no"}, &StatusError{500, "must be between [x=y]"},
+		&StatusError{500, "must be between [-5s=1s]"},
+	} {
 		if least, ok := minimalTTL(err); ok {
 			t.Errorf("minimalTTL(%v) = %v, want none", err, least)
 		}

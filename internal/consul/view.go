@@ -92,7 +92,11 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 // older reports whether a record is from before the life of the node that is known, as after a restored snapshot.
 func (v *view) older(n cluster.Node) bool {
 	p, known := v.peers[n.ID]
-	return known && !p.dropped.Load() && p.node.Incarnation != n.Incarnation && n.Started.Before(p.node.Started)
+	if !known || p.dropped.Load() || p.node.Incarnation == n.Incarnation || !n.Started.Before(p.node.Started) {
+		return false
+	}
+	p.contested.Store(true)
+	return !p.dropped.Load() // it may have been dropped just before it could know
 }
 
 // meet takes in the record of another node.
@@ -102,6 +106,9 @@ func (v *view) meet(ctx context.Context, n cluster.Node) {
 		p.stop()
 		delete(v.peers, n.ID)
 		known = false
+	}
+	if known && p.watching && p.node == n {
+		return // a peer session may have told more since: that it has left, for example
 	}
 	remote := v.d.table.Meet(n)
 	switch {

@@ -19,19 +19,23 @@ var errShort = errors.New("buckets are missing")
 type epoch struct {
 	context.Context
 	cancel context.CancelFunc
+	life   context.Context // of Run, which the next epoch has to end with too
 }
 
 // begin has blocking reads end with ctx, or when restart is called.
 func (d *Directory) begin(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	d.epoch.Store(&epoch{ctx, cancel})
+	next, cancel := context.WithCancel(ctx)
+	d.epoch.Store(&epoch{next, cancel, ctx})
 }
 
 // restart ends all blocking reads that are open. They begin anew.
-func (d *Directory) restart(ctx context.Context, reason string) {
+func (d *Directory) restart(reason string) {
 	d.metrics.resets.WithLabelValues(reason).Inc()
 	old := d.epoch.Load()
-	d.begin(ctx)
+	if old == nil {
+		return // Run has not begun
+	}
+	d.begin(old.life)
 	old.cancel()
 	d.reads.reset()
 }
