@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -125,23 +126,28 @@ func program(t testing.TB) string {
 	return ""
 }
 
-// freePorts returns ports that are free for TCP and UDP. Consul listens on names of ports only, so another process could
-// take one before it does.
+// freePorts returns ports that are free for TCP and UDP. Consul is told numbers, so another process could take one before it
+// does: they are drawn from below those that the system gives to connections and to listeners on port 0.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	ports := make([]int, 0, n)
-	for len(ports) < n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(ports) < n; tries++ {
+		if tries > 1000 {
+			t.Fatal("there are no free ports on 127.0.0.1 between 10000 and 32000")
+		}
+		port := 10_000 + rand.IntN(22_000) //nolint:gosec // nobody gains from guessing it
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		l, err := net.Listen("tcp", address)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer func() { _ = l.Close() }()
-		u, err := net.ListenPacket("udp", l.Addr().String())
+		u, err := net.ListenPacket("udp", address)
 		if err != nil {
 			continue
 		}
 		defer func() { _ = u.Close() }()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		ports = append(ports, port)
 	}
 	return ports
 }
