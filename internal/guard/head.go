@@ -1,6 +1,9 @@
 package guard
 
-import "bytes"
+import (
+	"bytes"
+	"net/netip"
+)
 
 // head is what is known of the head that is being read. Every line is judged once, when it is complete, so that the
 // verdict does not depend on how the bytes are cut.
@@ -240,13 +243,17 @@ func isTarget(target []byte) bool {
 	if all == 0 {
 		return false
 	}
+	path, _, _ := bytes.Cut(target, []byte{'?'})
 	if target[0] != '/' {
-		scheme, _, found := bytes.Cut(target, []byte("://"))
+		scheme, rest, found := bytes.Cut(path, []byte("://"))
 		if !found || (!equalFold(scheme, "http") && !equalFold(scheme, "https")) {
 			return false
 		}
+		authority, _, _ := bytes.Cut(rest, []byte{'/'})
+		if !isAuthority(authority) {
+			return false
+		}
 	}
-	path, _, _ := bytes.Cut(target, []byte{'?'})
 	for {
 		i := bytes.IndexByte(path, '%')
 		if i < 0 {
@@ -257,6 +264,30 @@ func isTarget(target []byte) bool {
 		}
 		path = path[i+3:]
 	}
+}
+
+// isAuthority reports whether b is a host with or without a port, as net/url takes it. User information is none of it:
+// no honest client sends it (RFC 9110, 4.2.4).
+func isAuthority(b []byte) bool {
+	host, port := b, []byte(nil)
+	if i := bytes.LastIndexByte(b, ':'); i > bytes.LastIndexByte(b, ']') {
+		host, port = b[:i], b[i+1:]
+	}
+	for _, c := range port {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	if n := len(host); n > 2 && host[0] == '[' && host[n-1] == ']' {
+		addr, err := netip.ParseAddr(string(host[1 : n-1]))
+		return err == nil && addr.Is6() && addr.Zone() == "" // a zone means nothing to another host
+	}
+	for _, c := range host {
+		if classes[c]&hostByte == 0 || c == ':' || c == '[' || c == ']' || c == '%' {
+			return false
+		}
+	}
+	return len(host) > 0
 }
 
 func isToken(s []byte) bool {
