@@ -22,6 +22,7 @@ type recorder struct {
 	start  time.Time
 	status int
 	bytes  int64
+	body   *requestBody // of the request, when it has to end before another one may follow; nil: it need not
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -29,7 +30,27 @@ func (r *recorder) WriteHeader(status int) {
 	if r.status == 0 && (status >= http.StatusOK || status == http.StatusSwitchingProtocols) {
 		r.status = status
 	}
+	if status >= http.StatusOK && r.body != nil && !r.body.ended.Load() {
+		// The transport is still reading the body, and net/http will break its read off when the answer has ended. What
+		// comes then is the rest of the body, and must not be taken for the next request.
+		r.Header().Set("Connection", "close")
+	}
 	r.ResponseWriter.WriteHeader(status)
+}
+
+// requestBody is the body of a request that knows whether it was read to its end.
+type requestBody struct {
+	io.ReadCloser
+	ended atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.ended.Store(true)
+	}
+	return n, err
 }
 
 // Write implements http.ResponseWriter.

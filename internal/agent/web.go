@@ -188,6 +188,10 @@ func (w *web) handler(proxy http.Handler) http.Handler {
 		if r.ProtoMajor == 1 {
 			// Without it, a service that answers before it has read everything would break the request.
 			_ = http.NewResponseController(rw).EnableFullDuplex()
+			if r.Body != http.NoBody {
+				rec.body = &requestBody{ReadCloser: r.Body}
+				r.Body = rec.body
+			}
 			if w.draining.Load() && r.Header.Get("Upgrade") == "" {
 				rw.Header().Set("Connection", "close")
 			}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/pikoproxy/piko/internal/config"
@@ -291,6 +292,49 @@ func TestUploadIsAnsweredBeforeItsEnd(t *testing.T) {
 	}()
 	if b, err := io.ReadAll(res.Body); err != nil || string(b) != "rest" {
 		t.Errorf("answer goes on %q, %v", b, err)
+	}
+}
+
+// A service may answer before the body has come. What the client sends then is still the body, even if it looks like a
+// request: on a stream that went on, its answer would go to whoever comes next.
+func TestBodyAfterTheAnswerIsNoRequest(t *testing.T) {
+	var paths sync.Map
+	s := httpService(t, func(w http.ResponseWriter, r *http.Request) {
+		paths.Store(r.URL.Path, true)
+		if r.URL.Path == "/early" {
+			// Or net/http would wait for the body, or read on behind it.
+			_ = http.NewResponseController(w).EnableFullDuplex()
+			w.Header().Set("Connection", "close")
+		}
+		_, _ = io.WriteString(w, "answer to "+r.URL.Path)
+	})
+	h := start(t, nil, proxied(s.URL))
+	const hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+	for name, body := range map[string]struct{ head, rest string }{
+		"chunked": {"Transfer-Encoding: chunked\r\n\r\n", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(hidden), hidden)},
+		"length":  {fmt.Sprintf("Content-Length: %d\r\n\r\n", len(hidden)), hidden},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := h.open(tunnel.Header{Endpoint: "e", Protocol: tunnel.ProtocolHTTP})
+			if _, err := io.WriteString(st, "POST /early HTTP/1.1\r\nHost: x\r\n"+body.head); err != nil {
+				t.Fatal(err)
+			}
+			r := bufio.NewReader(st)
+			res, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(res.Body); err != nil || string(b) != "answer to /early" || !res.Close {
+				t.Errorf("answer %q, %v, says close: %t; want it whole, and the last of its stream", b, err, res.Close)
+			}
+			_, _ = io.WriteString(st, body.rest) // the stream may have ended already
+			if b, err := io.ReadAll(r); len(b) > 0 {
+				t.Errorf("after the answer come %q, %v; want nothing", b, err)
+			}
+			if _, seen := paths.Load("/hidden"); seen {
+				t.Error("the service saw a request that was part of a body")
+			}
+		})
 	}
 }
 
