@@ -36,6 +36,7 @@ type link struct {
 	leaving bool                 // the node drains, or the session has ended
 	on      map[string]*Listener // what the node has accepted
 	busy    map[string]bool      // endpoints that a reconcile goroutine looks after
+	again   map[string]bool      // endpoints whose listener has been replaced: the node has to hear of them once more
 	back    map[string]error     // what the node has taken back and no such goroutine has seen yet
 }
 
@@ -49,7 +50,7 @@ func (p *pool) connect(ctx context.Context, at *place) (*link, error) {
 	}
 	k := &link{
 		settings: at.settings, pool: p, first: token, fresh: make(chan struct{}, 1),
-		on: map[string]*Listener{}, busy: map[string]bool{}, back: map[string]error{},
+		on: map[string]*Listener{}, busy: map[string]bool{}, again: map[string]bool{}, back: map[string]error{},
 	}
 	k.session, err = tunnel.Dial(ctx, tunnel.DialOptions{
 		URL:       k.url,

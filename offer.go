@@ -14,7 +14,7 @@ const listenTimeout = 30 * time.Second
 
 // reconcileLocked starts a goroutine that brings one endpoint of a link to what it should be, unless one is at it.
 func (p *pool) reconcileLocked(k *link, endpoint string) {
-	if !k.busy[endpoint] && p.wantedLocked(k, endpoint) != k.on[endpoint] {
+	if !k.busy[endpoint] && (p.wantedLocked(k, endpoint) != k.on[endpoint] || k.again[endpoint]) {
 		k.busy[endpoint] = true
 		p.goLocked(func(ctx context.Context) { p.reconcile(ctx, k, endpoint) })
 	}
@@ -70,7 +70,7 @@ func (p *pool) reconcile(ctx context.Context, k *link, endpoint string) {
 		if k.ended() {
 			continue // an end is no refusal
 		}
-		p.noteRefusal(want, err)
+		p.noteRefusal(k, want, err)
 		if text := err.Error(); text != last {
 			p.log.Warn("endpoint not accepted, will retry", "endpoint", endpoint, "node", k.nodeID, "err", err)
 			last = text
@@ -97,6 +97,11 @@ func (p *pool) compare(k *link, endpoint string) (want, have *Listener, done boo
 		err = back
 	}
 	have = k.on[endpoint]
+	again := k.again[endpoint]
+	delete(k.again, endpoint)
+	if again && want != nil && want == have && !k.ended() {
+		return want, nil, false, err
+	}
 	if want == have || k.ended() {
 		delete(k.busy, endpoint)
 		return nil, nil, true, nil
@@ -130,9 +135,12 @@ func (p *pool) settle(k *link, endpoint string, l *Listener) {
 }
 
 // noteRefusal tells a waiting Listen that a node said no.
-func (p *pool) noteRefusal(l *Listener, err error) {
+func (p *pool) noteRefusal(k *link, l *Listener, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if k.on[l.endpoint] == l {
+		delete(k.on, l.endpoint) // taken for accepted while it took another one's place
+	}
 	l.refused = err
 	p.notifyLocked()
 }

@@ -152,16 +152,15 @@ func (p *pool) dismiss(k *link) bool {
 	return true
 }
 
-// succeedLocked lets a listener take the place of another one. What nodes have accepted of the old one they need not be told
-// of again when the new one offers the same.
+// succeedLocked lets a listener take the place of another one. Nodes that have accepted the old one send what arrives to the
+// new one at once. They are told all the same: the service may be another, so that streams which they keep for later are of no
+// use any more.
 func (p *pool) succeedLocked(old, l *Listener) {
 	l.refused = old.refused
-	if old.protocol != l.protocol || old.weight != l.weight {
-		return
-	}
 	for k := range p.links {
 		if k.on[l.endpoint] == old {
 			k.on[l.endpoint] = l
+			k.again[l.endpoint] = !k.leaving
 		}
 	}
 }

@@ -9,7 +9,10 @@
 // addresses of its settings: nothing that arrives in a stream selects where it goes.
 //
 // The agent never ends because a node went away, and one listener's trouble is no other's: each runs on its own, may
-// be started and stopped on its own, and is retried for ever. Settings are taken as they are given and never change.
+// be started and stopped on its own, and is retried for ever.
+//
+// Settings are values that never change; [Agent.Prepare] puts others in their place. A listener whose settings are the same
+// in both is the same listener, and notices nothing.
 package agent
 
 import (
@@ -27,6 +30,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -47,6 +51,10 @@ type Options struct {
 	Ready    func()         // called when the agent has begun to try; may be nil
 	Status   func(string)   // told in a line how the agent fares, now and then; may be nil
 
+	Collector prometheus.Collector        // more metrics to show; may be nil
+	Reload    func(context.Context) error // reloads the settings for an operator; nil: that is not offered
+	Reloaded  func() any                  // what became of the last reload, for the status; nil: it is not shown
+
 	// Listen opens the socket of the admin listener; explicit says that the settings name the address. Nil: net.Listen.
 	Listen func(name, address string, explicit bool) (net.Listener, error)
 }
@@ -54,12 +62,30 @@ type Options struct {
 // Agent offers what its settings list. All methods may be called at any time from any goroutine, except Run, which may be
 // called once.
 type Agent struct {
+	options  Options
+	client   *piko.Client
+	token    tokenSource
+	metrics  *metrics
+	console  *console.Console
+	current  atomic.Pointer[shape]
+	draining atomic.Bool
+
+	running sync.WaitGroup // listeners, and what retires them
+
+	mu   sync.Mutex // guards the following
+	life *lifetime  // nil while nothing runs
+}
+
+// shape is what the agent is under some settings.
+type shape struct {
 	settings  config.Agent
-	options   Options
-	client    *piko.Client
-	listeners []*listener
-	console   *console.Console
-	draining  atomic.Bool
+	listeners []*listener // in the order of the settings
+}
+
+// lifetime is what listeners run in.
+type lifetime struct {
+	ctx context.Context // ends when the drain begins
+	cut context.Context // ends when it is over
 }
 
 // New prepares an agent: files are read and everything is checked, but no socket is opened. Problems with the settings are
@@ -73,20 +99,23 @@ func New(c config.Agent, o Options) (*Agent, error) {
 			return net.Listen(config.Address(address).Split())
 		}
 	}
-	a := &Agent{settings: c, options: o}
+	a := &Agent{options: o}
 	registry := console.NewRegistry(o.Version)
-	m := newMetrics(registry, a)
-	var err, problem error
-	a.client, err = newClient(c.Connect, o.Log)
-	for i, entry := range c.Listeners {
-		l, problem := newListener(i, entry, o, m)
-		err = errors.Join(err, problem)
-		a.listeners = append(a.listeners, l)
+	if o.Collector != nil {
+		registry.MustRegister(o.Collector)
 	}
+	a.metrics = newMetrics(registry, a)
+	first, err := a.shape(c, nil)
+	a.current.Store(first)
+	var problem error
+	a.client, problem = a.newClient(c.Connect)
+	err = errors.Join(err, problem)
+	a.token.set(c.Connect)
 	a.console, problem = console.New(c.Admin, admin.Options{
 		Gatherer: registry,
 		Ready:    a.Ready,
 		Status:   map[string]admin.StatusFunc{"": func(*http.Request) (any, error) { return a.status(), nil }},
+		Reload:   o.Reload,
 	}, console.Options{
 		Log: o.Log, ErrorLog: o.ErrorLog, Version: o.Version, Listen: o.Listen, Explicit: c.IsSet("admin.listen"),
 	})
@@ -97,7 +126,7 @@ func New(c config.Agent, o Options) (*Agent, error) {
 }
 
 // newClient makes the SDK's client of the settings.
-func newClient(c config.AgentConnect, log *logrus.Logger) (*piko.Client, error) {
+func (a *Agent) newClient(c config.AgentConnect) (*piko.Client, error) {
 	tls, err := tlsconf.Client("connect.tls", c.TLS)
 	if err != nil {
 		return nil, err
@@ -108,16 +137,13 @@ func newClient(c config.AgentConnect, log *logrus.Logger) (*piko.Client, error) 
 	}
 	client := &piko.Client{
 		URL:         c.URL,
-		Token:       c.Token.Reveal(),
+		TokenSource: a.token.get,
 		TenantID:    c.TenantID,
 		TLSConfig:   tls,
 		Connections: c.Connections,
 		Heartbeat:   time.Duration(c.Heartbeat),
 		AgentID:     host,
-		Logger:      daemon.Slog(log),
-	}
-	if c.TokenFile != "" {
-		client.TokenSource = piko.TokenFile(string(c.TokenFile))
+		Logger:      daemon.Slog(a.options.Log),
 	}
 	if proxy := c.ProxyURL.URL(); proxy != nil {
 		client.Proxy = func(*url.URL) (*url.URL, error) { return proxy, nil }
@@ -139,6 +165,7 @@ func newListener(index int, c config.Listener, o Options, m *metrics) (*listener
 		metrics:  m.listener(strings.ToLower(c.Endpoint), index),
 		changes:  rate.NewLimiter(rate.Every(5*time.Second), 4),
 		health:   newHealth(c, s, entry),
+		settled:  make(chan struct{}),
 	}
 	if readsHTTP(c) {
 		l.web = newWeb(l, o.ErrorLog)
@@ -182,17 +209,18 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) offer(ctx context.Context) {
 	cut, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	var running sync.WaitGroup
-	for _, l := range a.listeners {
-		if l.service.dangerous() {
-			l.log.Warn("the service has a link-local address or the name of a metadata service: " +
-				"everybody who may reach the endpoint can read what it serves")
-		}
-		running.Go(func() { l.run(ctx, cut, a.client) })
+	a.mu.Lock()
+	a.life = &lifetime{ctx, cut}
+	for _, l := range a.current.Load().listeners {
+		a.startLocked(l)
 	}
+	a.mu.Unlock()
 	<-ctx.Done()
 	a.draining.Store(true)
-	timeout := time.Duration(a.settings.DrainTimeout)
+	a.mu.Lock()
+	a.life = nil // nothing more is started
+	a.mu.Unlock()
+	timeout := time.Duration(a.current.Load().settings.DrainTimeout)
 	a.options.Log.WithField("timeout", timeout.String()).Info("draining")
 	grace, cancel := context.WithTimeout(cut, timeout)
 	defer cancel()
@@ -200,7 +228,7 @@ func (a *Agent) offer(ctx context.Context) {
 		a.options.Log.WithField("err", err).Warn("streams cut at the end of the drain timeout")
 	}
 	stop()
-	running.Wait()
+	a.running.Wait()
 }
 
 // statusEvery is how often the state is told.
@@ -231,13 +259,14 @@ func (a *Agent) Ready() error {
 	if a.draining.Load() {
 		return errors.New("draining")
 	}
-	if len(a.listeners) == 0 {
+	listeners := a.current.Load().listeners
+	if len(listeners) == 0 {
 		return nil // nothing to wait for
 	}
 	if a.states()[stateRoutable] > 0 {
 		return nil
 	}
-	for _, l := range a.listeners {
+	for _, l := range listeners {
 		if ln := l.offered.Load(); ln != nil && ln.Err() != nil {
 			return fmt.Errorf("no endpoint is routable: %w", ln.Err())
 		}
@@ -248,7 +277,7 @@ func (a *Agent) Ready() error {
 // states counts the listeners by their state.
 func (a *Agent) states() map[string]int {
 	counts := map[string]int{}
-	for _, l := range a.listeners {
+	for _, l := range a.current.Load().listeners {
 		counts[l.state()]++
 	}
 	return counts

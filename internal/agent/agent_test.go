@@ -333,7 +333,9 @@ func TestDrainFinishesWhatRunsAndEndsEarly(t *testing.T) {
 			answers <- fmt.Sprint(string(b), err)
 		}()
 	}
-	eventually(t, "both requests", func() bool { return h.agent.listeners[0].inFlight.Load()+h.agent.listeners[1].inFlight.Load() == 2 })
+	eventually(t, "both requests", func() bool {
+		return h.agent.current.Load().listeners[0].inFlight.Load()+h.agent.current.Load().listeners[1].inFlight.Load() == 2
+	})
 	began := time.Now()
 	h.stop()
 	h.node.Await("the agent's leave", func() bool { return h.node.Drains() == 1 })

@@ -30,6 +30,10 @@ type listener struct {
 	failing   atomic.Bool   // the last attempt failed; both false: there was none
 	changes   *rate.Limiter // log lines about that
 	unhealthy atomic.Bool
+	replaces  bool                          // another listener of this agent offers the endpoint until this one does
+	stop      context.CancelFunc            // ends the offer; set before run
+	settled   chan struct{}                 // closed when the endpoint is offered, or it is clear that it can't be now
+	settle    sync.Once                     // closes it
 	offered   atomic.Pointer[piko.Listener] // nil while the endpoint is not offered
 	streams   sync.WaitGroup                // accepted and not ended
 }
@@ -54,6 +58,9 @@ func (l *listener) run(ctx, cut context.Context, client *piko.Client) {
 	stop := func() {}
 	l.health.watch(ctx, func(healthy bool) {
 		l.unhealthy.Store(!healthy)
+		if !healthy {
+			l.settleNow()
+		}
 		stop()
 		offering.Wait()
 		if !healthy {
@@ -70,8 +77,14 @@ func (l *listener) run(ctx, cut context.Context, client *piko.Client) {
 
 // offer listens until ctx ends. Streams that were accepted live on.
 func (l *listener) offer(ctx, cut context.Context, client *piko.Client, serve func(context.Context, *piko.Incoming)) {
-	ln, err := client.Listen(ctx, l.settings.Endpoint, piko.InBackground(),
-		piko.WithProtocol(piko.Protocol(l.settings.Protocol)), piko.WithWeight(l.settings.Weight))
+	options := []piko.ListenOption{
+		piko.InBackground(), piko.WithProtocol(piko.Protocol(l.settings.Protocol)), piko.WithWeight(l.settings.Weight),
+	}
+	if l.replaces {
+		options = append(options, piko.Replacing())
+	}
+	ln, err := client.Listen(ctx, l.settings.Endpoint, options...)
+	l.settleNow()
 	if err != nil {
 		if !errors.Is(err, net.ErrClosed) {
 			l.log.WithField("err", err).Error("endpoint can't be offered")
@@ -93,6 +106,8 @@ func (l *listener) offer(ctx, cut context.Context, client *piko.Client, serve fu
 		l.streams.Go(func() { serve(cut, in) })
 	}
 }
+
+func (l *listener) settleNow() { l.settle.Do(func() { close(l.settled) }) }
 
 // enter counts something in, unless max_in_flight is reached; leave counts it out.
 func (l *listener) enter() bool {

@@ -116,3 +116,12 @@ func (l *listenerMetrics) request(status int) {
 	}
 	l.requests[class].Inc()
 }
+
+// forget drops the series of an endpoint that is not offered any more.
+func (m *metrics) forget(endpoint string) {
+	label := prometheus.Labels{"endpoint": endpoint}
+	for _, v := range []*prometheus.CounterVec{m.streams, m.requests, m.received, m.sent, m.unreachable} {
+		v.DeletePartialMatch(label)
+	}
+	m.open.DeletePartialMatch(label)
+}

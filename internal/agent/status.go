@@ -13,6 +13,7 @@ type status struct {
 	Draining  bool             `json:"draining"`
 	Sessions  []sessionStatus  `json:"sessions"`
 	Listeners []listenerStatus `json:"listeners"`
+	Reload    any              `json:"reload,omitempty"`
 }
 
 type sessionStatus struct {
@@ -44,7 +45,10 @@ func (a *Agent) status() status {
 	slices.SortFunc(s.Sessions, func(a, b sessionStatus) int {
 		return cmp.Or(strings.Compare(a.Node, b.Node), a.Since.Compare(b.Since))
 	})
-	for _, l := range a.listeners {
+	if a.options.Reloaded != nil {
+		s.Reload = a.options.Reloaded()
+	}
+	for _, l := range a.current.Load().listeners {
 		st := listenerStatus{
 			Endpoint: l.settings.Endpoint,
 			Protocol: l.settings.Protocol,
@@ -71,5 +75,5 @@ func (a *Agent) summary() string {
 		return "draining"
 	}
 	return fmt.Sprintf("%d of %d endpoints routable, %d sessions",
-		a.states()[stateRoutable], len(a.listeners), len(a.client.Sessions()))
+		a.states()[stateRoutable], len(a.current.Load().listeners), len(a.client.Sessions()))
 }

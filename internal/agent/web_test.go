@@ -130,7 +130,7 @@ func TestFullHTTPListenerRefusesStreamsAndAnswersRequests(t *testing.T) {
 	if status, _ := h.get(second, "http://x/"); status != http.StatusOK { // its stream is open from here on
 		t.Fatalf("status is %d", status)
 	}
-	eventually(t, "the end of that request", func() bool { return h.agent.listeners[0].inFlight.Load() == 0 })
+	eventually(t, "the end of that request", func() bool { return h.agent.current.Load().listeners[0].inFlight.Load() == 0 })
 	first := h.client("e", tunnel.ProtocolHTTP)
 	done := make(chan error, 1)
 	go func() {
@@ -155,7 +155,7 @@ func TestFullHTTPListenerRefusesStreamsAndAnswersRequests(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	eventually(t, "room", func() bool { return h.agent.listeners[0].inFlight.Load() == 0 })
+	eventually(t, "room", func() bool { return h.agent.current.Load().listeners[0].inFlight.Load() == 0 })
 	if status, _ := h.get(second, "http://x/"); status != http.StatusOK {
 		t.Errorf("status is %d", status)
 	}

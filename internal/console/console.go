@@ -1,7 +1,8 @@
 // Package console serves the admin listener of a process whose work is another: piko-agent and piko-forward. It adds to the
 // handler of package admin what every such listener needs, in one place: a socket, TLS, tokens, and an end.
 //
-// Run is to be called once, after Listen; the handler may be used by any number of operators at a time.
+// Run is to be called once, after Listen; the handler may be used by any number of operators at a time. Settings change by
+// Prepare while it runs, one change at a time, which must be over when Run's context ends.
 package console
 
 import (
@@ -12,12 +13,13 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/pikoproxy/piko/internal/admin"
@@ -44,43 +46,68 @@ type Options struct {
 
 // Console is the admin listener of a process.
 type Console struct {
-	settings config.Admin
+	show     admin.Options
 	o        Options
-	tls      *tls.Config
-	operator *auth.Verifier
 	refusals *rate.Limiter // lines of the log about operators who were refused
 	server   *http.Server
-	ln       net.Listener
+	face     atomic.Pointer[face]
+	work     sync.WaitGroup // goroutines of Run
+	failed   chan error     // holds the first failure of a listener
+
+	mu  sync.Mutex      // guards the following
+	ctx context.Context // of Run; nil before
+	ln  net.Listener    // nil: there is none
 }
 
-// New prepares a console: certificates and keys are read, but no socket is opened. It returns nil when the settings name no
-// address; the methods of a nil Console do nothing.
+// face is how the console shows itself under some settings.
+type face struct {
+	settings config.Admin
+	tls      *tls.Config
+	operator *auth.Verifier
+	handler  http.Handler
+	stop     context.CancelFunc // ends the refreshing of the operator's keys; set by begin
+}
+
+// New prepares a console: certificates and keys are read, but no socket is opened. When the settings name no address, it has
+// nothing to do until [Console.Prepare] gives it one.
 func New(c config.Admin, show admin.Options, o Options) (*Console, error) {
-	if c.Listen == "" {
-		return nil, nil //nolint:nilnil // off is the usual case, and no error
+	x := &Console{show: show, o: o, refusals: rate.NewLimiter(10, 10), failed: make(chan error, 1)}
+	x.show.Log = o.Log
+	f, err := x.newFace(c)
+	if err != nil {
+		return nil, err
 	}
-	x := &Console{settings: c, o: o, refusals: rate.NewLimiter(10, 10)}
+	x.face.Store(f)
+	x.server = admin.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x.face.Load().handler.ServeHTTP(w, r)
+	}), o.ErrorLog)
+	return x, nil
+}
+
+func (x *Console) newFace(c config.Admin) (*face, error) {
+	f := &face{settings: c, stop: func() {}}
 	var errs [2]error
-	x.tls, errs[0] = tlsconf.Server("admin.tls", c.TLS, "h2", "http/1.1")
-	x.operator, errs[1] = auth.New(c.Auth, auth.Options{Role: auth.Operator, Version: o.Version})
+	f.tls, errs[0] = tlsconf.Server("admin.tls", c.TLS, "h2", "http/1.1")
+	f.operator, errs[1] = auth.New(c.Auth, auth.Options{Role: auth.Operator, Version: x.o.Version})
 	if errs[1] != nil {
 		errs[1] = fmt.Errorf("admin.auth: %w", errs[1])
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	show.Config, show.Log = c, o.Log
-	if x.operator != nil {
+	show := x.show
+	show.Config = c
+	if f.operator != nil {
 		show.Guard = x.guard
 	}
-	x.server = admin.Server(admin.New(show), o.ErrorLog)
-	return x, nil
+	f.handler = admin.New(show)
+	return f, nil
 }
 
 // guard lets those in who show a token of an operator.
 func (x *Console) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, err := x.operator.Authenticate(r.Context(), r.Header)
+		_, err := x.face.Load().operator.Authenticate(r.Context(), r.Header)
 		if err == nil {
 			next.ServeHTTP(w, r)
 			return
@@ -119,25 +146,34 @@ func NewRegistry(version string) *prometheus.Registry {
 	return registry
 }
 
-// Listen opens the socket.
+// Listen opens the socket, if the settings name an address.
 func (x *Console) Listen() error {
-	if x == nil {
-		return nil
-	}
-	ln, err := x.o.Listen("admin", string(x.settings.Listen), x.o.Explicit)
+	ln, err := x.open(x.face.Load().settings, x.o.Explicit)
 	if err != nil {
-		return fmt.Errorf("open the admin listener: %w", err)
+		return err
 	}
-	if x.tls != nil {
-		ln = tls.NewListener(ln, x.tls)
-	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	x.ln = ln
 	return nil
 }
 
+func (x *Console) open(c config.Admin, explicit bool) (net.Listener, error) {
+	if c.Listen == "" {
+		return nil, nil //nolint:nilnil // off is the usual case, and no error
+	}
+	ln, err := x.o.Listen("admin", string(c.Listen), explicit)
+	if err != nil {
+		return nil, fmt.Errorf("open the admin listener: %w", err)
+	}
+	return tlsconf.Listener(ln, func() *tls.Config { return x.face.Load().tls }), nil
+}
+
 // Addr returns the address of the socket after Listen; nil when there is none.
 func (x *Console) Addr() net.Addr {
-	if x == nil || x.ln == nil {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ln == nil {
 		return nil
 	}
 	return x.ln.Addr()
@@ -145,37 +181,108 @@ func (x *Console) Addr() net.Addr {
 
 // Close closes the socket of a console that will not run.
 func (x *Console) Close() {
-	if x != nil && x.ln != nil {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ln != nil {
 		_ = x.ln.Close() // nothing was accepted
+	}
+}
+
+// Prepare builds what other settings ask for, and opens their socket if it has another address. Commit puts it into use;
+// retire closes the old socket, and leaves the connections that came through it alone.
+func (x *Console) Prepare(c config.Admin, explicit bool) (commit, retire func(), err error) {
+	next, err := x.newFace(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	old := x.face.Load()
+	moves := old.settings.Listen != c.Listen
+	var ln net.Listener
+	if moves {
+		if ln, err = x.open(c, explicit); err != nil {
+			return nil, nil, err
+		}
+	}
+	var gone net.Listener
+	commit = func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.face.Store(next)
+		if moves {
+			gone, x.ln = x.ln, ln
+		}
+		if x.ctx == nil {
+			return // Run begins with what is there
+		}
+		x.beginLocked(next)
+		if moves {
+			x.serveLocked()
+		}
+	}
+	retire = func() {
+		old.stop()
+		if gone != nil {
+			_ = gone.Close() // its connections are the server's
+		}
+	}
+	return commit, retire, nil
+}
+
+// beginLocked keeps the keys of operators fresh.
+func (x *Console) beginLocked(f *face) {
+	var ctx context.Context
+	ctx, f.stop = context.WithCancel(x.ctx)
+	if f.operator == nil {
+		return
+	}
+	x.work.Go(func() {
+		if err := f.operator.Run(ctx); err != nil && ctx.Err() == nil {
+			x.fail(fmt.Errorf("keys of operators: %w", err))
+		}
+	})
+}
+
+// serveLocked serves the socket until it is closed.
+func (x *Console) serveLocked() {
+	ln := x.ln
+	if ln == nil {
+		return
+	}
+	x.work.Go(func() {
+		err := x.server.Serve(ln)
+		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			x.fail(fmt.Errorf("serve the admin listener at %s: %w", ln.Addr(), err))
+		}
+	})
+}
+
+func (x *Console) fail(err error) {
+	select {
+	case x.failed <- err:
+	default: // one is enough
 	}
 }
 
 // Run serves until ctx ends. It returns an error only when that is not possible any more.
 func (x *Console) Run(ctx context.Context) error {
-	if x == nil {
-		return nil
+	x.mu.Lock()
+	x.ctx = ctx
+	x.beginLocked(x.face.Load())
+	x.serveLocked()
+	x.mu.Unlock()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-x.failed:
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		if err := x.operator.Run(ctx); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("keys of operators: %w", err)
-		}
-		return nil
-	})
-	group.Go(func() error {
-		if err := x.server.Serve(x.ln); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve the admin listener at %s: %w", x.ln.Addr(), err)
-		}
-		return nil
-	})
-	group.Go(func() error {
-		<-ctx.Done()
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-		defer cancel()
-		if x.server.Shutdown(last) != nil {
-			_ = x.server.Close() // a scrape or profile that would not end
-		}
-		return nil
-	})
-	return group.Wait()
+	x.mu.Lock()
+	x.face.Load().stop()
+	x.mu.Unlock()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if x.server.Shutdown(last) != nil {
+		_ = x.server.Close() // a scrape or profile that would not end
+	}
+	x.work.Wait()
+	return err
 }

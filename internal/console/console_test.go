@@ -73,15 +73,68 @@ func get(t *testing.T, url, token string) (int, string) {
 	return res.StatusCode, string(b)
 }
 
-func TestConsoleWithoutAnAddressIsNone(t *testing.T) {
+func TestConsoleWithoutAnAddressOnlyWaits(t *testing.T) {
 	x, err := New(config.DefaultAgent().Admin, admin.Options{}, options())
-	if x != nil || err != nil {
-		t.Fatalf("New gives %v, %v", x, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if x.Listen() != nil || x.Run(t.Context()) != nil || x.Addr() != nil {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if x.Listen() != nil || x.Run(ctx) != nil || x.Addr() != nil {
 		t.Error("no console does something")
 	}
 	x.Close()
+}
+
+func TestConsoleTakesOtherSettings(t *testing.T) {
+	x, err := New(config.DefaultAgent().Admin, admin.Options{}, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- x.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	change := func(f func(*config.Admin)) {
+		t.Helper()
+		c := x.face.Load().settings
+		f(&c)
+		commit, retire, err := x.Prepare(c, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit()
+		retire()
+	}
+	change(func(c *config.Admin) { c.Listen = "127.0.0.1:0" })
+	base := "http://" + x.Addr().String()
+	if status, _ := get(t, base+"/debug/pprof/", ""); status != 404 {
+		t.Errorf("profiles answer %d", status)
+	}
+	change(func(c *config.Admin) { c.Pprof = true })
+	if status, _ := get(t, base+"/debug/pprof/", ""); status != 200 || base != "http://"+x.Addr().String() {
+		t.Errorf("profiles answer %d at %s", status, x.Addr())
+	}
+	change(func(c *config.Admin) { c.Auth.HMACSecretKey = config.NewSecret("0123456789abcdef0123456789abcdef") })
+	if status, _ := get(t, base+"/debug/pprof/", ""); status != 401 {
+		t.Errorf("profiles answer %d without a token", status)
+	}
+	if _, _, err := x.Prepare(config.Admin{Listen: "127.0.0.1:0", TLS: config.TLS{Cert: "/no", Key: "/no"}}, true); err == nil {
+		t.Error("a certificate that is not there is taken")
+	}
+	change(func(c *config.Admin) { c.Listen = "" })
+	if x.Addr() != nil {
+		t.Error("still open")
+	}
+	if c, err := net.Dial("tcp", strings.TrimPrefix(base, "http://")); err == nil {
+		_ = c.Close()
+		t.Error("the old address still answers")
+	}
 }
 
 func TestConsoleShowsWhatItIsGiven(t *testing.T) {
