@@ -120,7 +120,7 @@ func TestClassicStreamResetByALeavingAgentIsARefusal(t *testing.T) {
 	if n := s.Streams(); n != 0 {
 		t.Errorf("%d streams", n)
 	}
-	eventually(t, "stream forgotten", func() bool { return s.ys.NumStreams() == 0 && inflight(s) == 0 })
+	nothingInFlight(t, s)
 }
 
 func TestClassicShutdownIsGoAwayThenReset(t *testing.T) {
