@@ -18,14 +18,20 @@ import (
 
 // forward takes the connections of one address.
 type forward struct {
+	target atomic.Pointer[target]
+	client func() *piko.Client // the one in use
+	ln     net.Listener        // set by bind
+	stop   context.CancelFunc  // ends the taking of connections; set before run
+	open   atomic.Int64
+}
+
+// target is where the connections of a forward lead.
+type target struct {
 	settings config.ForwardEntry
-	client   *piko.Client
 	log      *logrus.Entry
 	lines    *rate.Limiter // of the log about connections that failed
 	skipped  atomic.Int64  // lines that were not written
 	metrics  *forwardMetrics
-	ln       net.Listener // set by bind
-	open     atomic.Int64
 }
 
 // run forwards until ctx ends, and returns when the connections have ended. The end of cut breaks them off.
@@ -33,7 +39,7 @@ func (f *forward) run(ctx, cut context.Context) {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer context.AfterFunc(ctx, func() { _ = f.ln.Close() })()
-	f.log.WithField("address", f.ln.Addr().String()).Info("forwarding")
+	f.target.Load().log.WithField("address", f.ln.Addr().String()).Info("forwarding")
 	var wait backoff.Backoff
 	for {
 		conn, err := f.ln.Accept()
@@ -44,11 +50,11 @@ func (f *forward) run(ctx, cut context.Context) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, net.ErrClosed):
-			f.log.WithField("err", err).Error("listener closed")
+			f.target.Load().log.WithField("err", err).Error("listener closed")
 			return
 		default:
 			// Most likely out of file descriptors, which gets better when connections end.
-			f.log.WithField("err", err).Warn("connection can't be accepted, will retry")
+			f.target.Load().log.WithField("err", err).Warn("connection can't be accepted, will retry")
 			if wait.Wait(ctx) != nil {
 				return
 			}
@@ -58,30 +64,31 @@ func (f *forward) run(ctx, cut context.Context) {
 
 // serve brings one connection to the endpoint.
 func (f *forward) serve(ctx context.Context, conn net.Conn) {
+	to := f.target.Load()
 	f.open.Add(1)
-	f.metrics.open.Inc()
+	to.metrics.open.Inc()
 	defer func() {
 		f.open.Add(-1)
-		f.metrics.open.Dec()
+		to.metrics.open.Dec()
 	}()
-	remote, err := f.client.Dial(ctx, f.settings.Endpoint)
+	remote, err := f.client().Dial(ctx, to.settings.Endpoint)
 	if err != nil {
-		f.metrics.failed.Inc()
-		f.report(conn, err)
+		to.metrics.failed.Inc()
+		to.report(conn, err)
 		relay.Abort(conn)
 		return
 	}
-	f.metrics.forwarded.Inc()
+	to.metrics.forwarded.Inc()
 	counts, err := relay.Relay(ctx, conn, remote, relay.Options{})
-	f.metrics.sent.Add(float64(counts.AToB))
-	f.metrics.received.Add(float64(counts.BToA))
+	to.metrics.sent.Add(float64(counts.AToB))
+	to.metrics.received.Add(float64(counts.BToA))
 	if err != nil {
-		f.log.WithFields(logrus.Fields{"client": conn.RemoteAddr().String(), "err": err}).Debug("connection broken")
+		to.log.WithFields(logrus.Fields{"client": conn.RemoteAddr().String(), "err": err}).Debug("connection broken")
 	}
 }
 
 // report logs why a connection was aborted, but not more often than somebody could read.
-func (f *forward) report(conn net.Conn, err error) {
+func (f *target) report(conn net.Conn, err error) {
 	if !f.lines.Allow() {
 		f.skipped.Add(1)
 		return

@@ -5,7 +5,8 @@
 //
 // Half-closes pass through in both directions. When the endpoint can't be reached, the local connection is aborted, so that
 // its client sees an error and not an empty answer, and the log says why. Each forward is independent of the others.
-// Settings are taken as they are given and never change.
+//
+// Settings are values that never change; [Forwarder.Prepare] puts others in their place.
 package forward
 
 import (
@@ -19,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -39,6 +41,10 @@ type Options struct {
 	Ready    func()         // called when all listeners are open; may be nil
 	Status   func(string)   // told in a line how the forwarder fares, now and then; may be nil
 
+	Collector prometheus.Collector        // more metrics to show; may be nil
+	Reload    func(context.Context) error // reloads the settings for an operator; nil: that is not offered
+	Reloaded  func() any                  // what became of the last reload, for the status; nil: it is not shown
+
 	// Listen opens a socket: "admin", or that of a forward, which is named by its endpoint. Explicit says that the
 	// settings name the address. Nil: net.Listen.
 	Listen func(name, address string, explicit bool) (net.Listener, error)
@@ -47,13 +53,30 @@ type Options struct {
 // Forwarder brings connections to endpoints. All methods may be called at any time from any goroutine, except Run, which
 // may be called once.
 type Forwarder struct {
-	settings config.Forward
 	options  Options
-	client   *piko.Client
-	forwards []*forward
+	client   atomic.Pointer[piko.Client]
+	metrics  *metrics
 	console  *console.Console
+	current  atomic.Pointer[shape]
 	bound    atomic.Bool
 	draining atomic.Bool
+
+	running sync.WaitGroup // forwards
+
+	mu   sync.Mutex // guards the following
+	life *lifetime  // nil while nothing runs
+}
+
+// shape is what the forwarder is under some settings.
+type shape struct {
+	settings config.Forward
+	forwards []*forward // in the order of the settings
+}
+
+// lifetime is what forwards run in.
+type lifetime struct {
+	ctx context.Context // ends when the drain begins
+	cut context.Context // ends when it is over
 }
 
 // New prepares a forwarder: files are read and everything is checked, but no socket is opened. Problems with the settings
@@ -64,24 +87,26 @@ func New(c config.Forward, o Options) (*Forwarder, error) {
 			return net.Listen(config.Address(address).Split())
 		}
 	}
-	f := &Forwarder{settings: c, options: o}
+	f := &Forwarder{options: o}
 	var errs [2]error
-	f.client, errs[0] = newClient(c.Connect, o.Log)
+	client, problem := newClient(c.Connect, o.Log)
+	f.client.Store(client)
+	errs[0] = problem
 	registry := console.NewRegistry(o.Version)
-	m := newMetrics(registry)
-	for i, entry := range c.Forwards {
-		f.forwards = append(f.forwards, &forward{
-			settings: entry,
-			client:   f.client,
-			log:      o.Log.WithFields(logrus.Fields{"listen": string(entry.Listen), "endpoint": entry.Endpoint}),
-			lines:    rate.NewLimiter(rate.Every(100*time.Millisecond), 10),
-			metrics:  m.forward(entry.Endpoint, i),
-		})
+	if o.Collector != nil {
+		registry.MustRegister(o.Collector)
 	}
+	f.metrics = newMetrics(registry)
+	first := &shape{settings: c}
+	for i, entry := range c.Forwards {
+		first.forwards = append(first.forwards, f.newForward(i, entry))
+	}
+	f.current.Store(first)
 	f.console, errs[1] = console.New(c.Admin, admin.Options{
 		Gatherer: registry,
 		Ready:    f.Ready,
 		Status:   map[string]admin.StatusFunc{"": func(*http.Request) (any, error) { return f.status(), nil }},
+		Reload:   o.Reload,
 	}, console.Options{
 		Log: o.Log, ErrorLog: o.ErrorLog, Version: o.Version, Listen: o.Listen, Explicit: c.IsSet("admin.listen"),
 	})
@@ -89,6 +114,21 @@ func New(c config.Forward, o Options) (*Forwarder, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+func (f *Forwarder) newForward(index int, entry config.ForwardEntry) *forward {
+	one := &forward{client: f.client.Load}
+	one.target.Store(f.newTarget(index, entry))
+	return one
+}
+
+func (f *Forwarder) newTarget(index int, entry config.ForwardEntry) *target {
+	return &target{
+		settings: entry,
+		log:      f.options.Log.WithFields(logrus.Fields{"listen": string(entry.Listen), "endpoint": entry.Endpoint}),
+		lines:    rate.NewLimiter(rate.Every(100*time.Millisecond), 10),
+		metrics:  f.metrics.forward(entry.Endpoint, index),
+	}
 }
 
 // newClient makes the SDK's client of the settings.
@@ -133,20 +173,25 @@ func (f *Forwarder) Run(ctx context.Context) error {
 func (f *Forwarder) forward(ctx context.Context) {
 	cut, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	var running sync.WaitGroup
-	for _, one := range f.forwards {
-		running.Go(func() { one.run(ctx, cut) })
+	f.mu.Lock()
+	f.life = &lifetime{ctx, cut}
+	for _, one := range f.current.Load().forwards {
+		f.startLocked(one)
 	}
+	f.mu.Unlock()
 	if f.options.Ready != nil {
 		f.options.Ready()
 	}
 	<-ctx.Done()
 	f.draining.Store(true)
-	timeout := time.Duration(f.settings.DrainTimeout)
+	f.mu.Lock()
+	f.life = nil // nothing more is started
+	f.mu.Unlock()
+	timeout := time.Duration(f.current.Load().settings.DrainTimeout)
 	f.options.Log.WithField("timeout", timeout.String()).Info("draining")
 	timer := time.AfterFunc(timeout, stop)
 	defer timer.Stop()
-	running.Wait()
+	f.running.Wait()
 	if cut.Err() != nil {
 		f.options.Log.Warn("connections cut at the end of the drain timeout")
 	}
@@ -157,18 +202,32 @@ func (f *Forwarder) bind() error {
 	if err := f.console.Listen(); err != nil {
 		return err
 	}
-	for i, one := range f.forwards {
-		ln, err := f.options.Listen(one.settings.Endpoint, string(one.settings.Listen), true)
+	if err := f.open(f.current.Load().forwards); err != nil {
+		f.console.Close()
+		return err
+	}
+	return nil
+}
+
+// open opens the listeners of forwards, or none.
+func (f *Forwarder) open(forwards []*forward) error {
+	for i, one := range forwards {
+		entry := one.target.Load().settings
+		ln, err := f.options.Listen(entry.Endpoint, string(entry.Listen), true)
 		if err != nil {
-			for _, open := range f.forwards[:i] {
-				_ = open.ln.Close() // nothing was accepted
-			}
-			f.console.Close()
-			return fmt.Errorf("open the listener of the forward to %q: %w", one.settings.Endpoint, err)
+			shut(forwards[:i])
+			return fmt.Errorf("open the listener of the forward to %q: %w", entry.Endpoint, err)
 		}
 		one.ln = ln
 	}
 	return nil
+}
+
+// shut closes the listeners of forwards that will not run.
+func shut(forwards []*forward) {
+	for _, one := range forwards {
+		_ = one.ln.Close() // nothing was accepted
+	}
 }
 
 // Ready returns nil when connections are taken, and otherwise why not.
@@ -206,6 +265,7 @@ func (f *Forwarder) tell(ctx context.Context) {
 type status struct {
 	Draining bool            `json:"draining"`
 	Forwards []forwardStatus `json:"forwards"`
+	Reload   any             `json:"reload,omitempty"`
 }
 
 type forwardStatus struct {
@@ -216,9 +276,13 @@ type forwardStatus struct {
 
 func (f *Forwarder) status() status {
 	s := status{Draining: f.draining.Load(), Forwards: []forwardStatus{}}
-	for _, one := range f.forwards {
+	if f.options.Reloaded != nil {
+		s.Reload = f.options.Reloaded()
+	}
+	for _, one := range f.current.Load().forwards {
+		entry := one.target.Load().settings
 		s.Forwards = append(s.Forwards,
-			forwardStatus{Listen: string(one.settings.Listen), Endpoint: one.settings.Endpoint, Open: one.open.Load()})
+			forwardStatus{Listen: string(entry.Listen), Endpoint: entry.Endpoint, Open: one.open.Load()})
 	}
 	return s
 }
@@ -226,11 +290,12 @@ func (f *Forwarder) status() status {
 // summary is the status in one line, for systemd.
 func (f *Forwarder) summary() string {
 	var open int64
-	for _, one := range f.forwards {
+	forwards := f.current.Load().forwards
+	for _, one := range forwards {
 		open += one.open.Load()
 	}
 	if f.draining.Load() {
 		return fmt.Sprintf("draining, %d connections open", open)
 	}
-	return fmt.Sprintf("%d forwards, %d connections open", len(f.forwards), open)
+	return fmt.Sprintf("%d forwards, %d connections open", len(forwards), open)
 }

@@ -92,7 +92,7 @@ func start(t *testing.T, address string, change func(*config.Forward)) *harness 
 // dial connects to the forward.
 func (h *harness) dial() *net.TCPConn {
 	h.Helper()
-	c, err := net.Dial("tcp", h.fwd.forwards[0].ln.Addr().String())
+	c, err := net.Dial("tcp", h.fwd.current.Load().forwards[0].ln.Addr().String())
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestUnixSocketIsForwarded(t *testing.T) {
 
 func TestMissingEndpointIsAnErrorOnTheLocalSide(t *testing.T) {
 	h := start(t, "127.0.0.1:0", nil)
-	if c, err := net.Dial("tcp", h.fwd.forwards[0].ln.Addr().String()); err == nil { // the reset may come as early as that
+	if c, err := net.Dial("tcp", h.fwd.current.Load().forwards[0].ln.Addr().String()); err == nil { // the reset may come as early as that
 		if b, err := io.ReadAll(c); err == nil {
 			t.Errorf("local client reads %q and a clean end", b)
 		}
@@ -207,7 +207,7 @@ func TestFloodOfFailuresDoesNotFloodTheLog(t *testing.T) {
 	h := start(t, "127.0.0.1:0", nil)
 	for range 60 {
 		// The reset may even come before the connect has returned.
-		if c, err := net.Dial("tcp", h.fwd.forwards[0].ln.Addr().String()); err == nil {
+		if c, err := net.Dial("tcp", h.fwd.current.Load().forwards[0].ln.Addr().String()); err == nil {
 			_, _ = io.ReadAll(c)
 			_ = c.Close()
 		}
@@ -252,11 +252,11 @@ func TestDrainLetsOpenConnectionsFinish(t *testing.T) {
 	if _, err := c.Write([]byte("a")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the connection", func() bool { return h.fwd.forwards[0].open.Load() == 1 })
+	eventually(t, "the connection", func() bool { return h.fwd.current.Load().forwards[0].open.Load() == 1 })
 	h.stop()
 	eventually(t, "the drain", func() bool { return h.fwd.Ready() != nil })
 	eventually(t, "a closed listener", func() bool {
-		c, err := net.Dial("tcp", h.fwd.forwards[0].ln.Addr().String())
+		c, err := net.Dial("tcp", h.fwd.current.Load().forwards[0].ln.Addr().String())
 		if err == nil {
 			_ = c.Close()
 		}
@@ -275,7 +275,7 @@ func TestDrainCutsWhatTakesTooLong(t *testing.T) {
 	h := start(t, "127.0.0.1:0", func(c *config.Forward) { c.DrainTimeout = config.Duration(100 * time.Millisecond) })
 	h.offer(shout)
 	c := h.dial()
-	eventually(t, "the connection", func() bool { return h.fwd.forwards[0].open.Load() == 1 })
+	eventually(t, "the connection", func() bool { return h.fwd.current.Load().forwards[0].open.Load() == 1 })
 	h.stop()
 	if b, err := io.ReadAll(c); err == nil {
 		t.Errorf("local client reads %q and a clean end", b)
@@ -307,7 +307,7 @@ func TestListenerThatCannotBeOpenedLeavesNoneOpen(t *testing.T) {
 	if _, ok := errors.AsType[*net.OpError](err); !ok || !strings.Contains(err.Error(), `"taken"`) {
 		t.Errorf("Run gives %v", err)
 	}
-	for _, addr := range []net.Addr{f.forwards[0].ln.Addr(), f.console.Addr()} {
+	for _, addr := range []net.Addr{f.current.Load().forwards[0].ln.Addr(), f.console.Addr()} {
 		if c, err := net.Dial("tcp", addr.String()); err == nil {
 			_ = c.Close()
 			t.Errorf("%v is open", addr)

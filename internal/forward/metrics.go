@@ -47,3 +47,12 @@ func (m *metrics) forward(endpoint string, index int) *forwardMetrics {
 		open:      m.open.WithLabelValues(endpoint),
 	}
 }
+
+// forget drops the series of an endpoint that no forward leads to any more.
+func (m *metrics) forget(endpoint string) {
+	label := prometheus.Labels{"endpoint": endpoint}
+	for _, v := range []*prometheus.CounterVec{m.connections, m.sent, m.received} {
+		v.DeletePartialMatch(label)
+	}
+	m.open.DeletePartialMatch(label)
+}

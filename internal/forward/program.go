@@ -75,10 +75,15 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 		p.Log.WithField("setting", w.String()).Warn("unwise setting")
 	}
 	f, err := New(s.c, Options{
-		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Ready: p.Ready, Status: p.Status, Listen: p.Listen,
+		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Status: p.Status, Listen: p.Listen,
+		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },
 	})
 	if err != nil {
 		return &daemon.SettingsError{Err: s.c.Locate(err)}
+	}
+	f.options.Ready = func() {
+		p.Ready()
+		p.Reloads(reloader{f})
 	}
 	return f.Run(ctx)
 }
