@@ -101,7 +101,7 @@ func (g *guest) serve(ctx context.Context, s *tunnel.AgentSession) {
 		if err != nil {
 			break
 		}
-		p.work.Go(func() { p.relay(ctx, in) })
+		p.work.Go(func() { p.relay(ctx, g.id, in) })
 	}
 	_ = s.CloseNow(errStopped) // has ended already, unless ctx has
 	s.Wait()
@@ -121,10 +121,10 @@ func (g *guest) shutdown(ctx context.Context) bool {
 }
 
 // relay leads one stream of a peer to an upstream of this node. The bytes are nothing to it.
-func (p *Peers) relay(ctx context.Context, in *tunnel.Incoming) {
+func (p *Peers) relay(ctx context.Context, peer string, in *tunnel.Incoming) {
 	h := in.Header()
 	open, cancel := context.WithTimeout(ctx, localOpenTimeout)
-	local, err := p.o.Open(open, h)
+	local, err := p.o.Open(open, peer, h)
 	cancel()
 	if err != nil {
 		p.metrics.refused.Inc()

@@ -52,9 +52,9 @@ type Options struct {
 	Table   *Table
 	// Server and Client authenticate both ends of a session between two nodes.
 	Server, Client *tls.Config
-	// Open opens a stream to an upstream on this node, and on no other. Header.Endpoint holds the router's key. An error
-	// that wraps a [*tunnel.RefusedError] is passed on to the peer.
-	Open func(ctx context.Context, h tunnel.Header) (Conn, error)
+	// Open opens a stream for a peer, to an upstream on this node and to no other. Header.Endpoint holds the router's key.
+	// An error that wraps a [*tunnel.RefusedError] is passed on to the peer.
+	Open func(ctx context.Context, peer string, h tunnel.Header) (Conn, error)
 	// Sessions counts the sessions of agents on this node.
 	Sessions   func() int
 	Log        logrus.FieldLogger
@@ -247,14 +247,14 @@ func (p *Peers) Shutdown(ctx context.Context) int {
 	return int(cut.Load())
 }
 
-// Probe asks the node at n.Addr who it is, and returns nil if it is n, in the same incarnation.
-func (p *Peers) Probe(ctx context.Context, n Node) error {
-	if r, ok := p.o.Table.Node(n.ID); ok && r.Node().Incarnation == n.Incarnation {
-		if p.Peer(r).alive() {
+// Probe asks the node at an address who it is, and returns nil if it is of this incarnation.
+func (p *Peers) Probe(ctx context.Context, addr, incarnation string) error {
+	for _, peer := range p.all() {
+		if n := peer.remote.Node(); n.Addr == addr && n.Incarnation == incarnation && peer.alive() {
 			return nil
 		}
 	}
-	s, err := p.dial(ctx, n, nil)
+	s, err := p.dial(ctx, Node{Addr: addr, Incarnation: incarnation}, nil)
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,8 @@ func (p *Peers) Probe(ctx context.Context, n Node) error {
 	return nil
 }
 
-// dial opens a session to a node and makes sure that it is the one that was meant.
+// dial opens a session to a node and makes sure that it is the one that was meant. Without an id any node of the
+// incarnation is.
 func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, string, []byte)) (*tunnel.Session, error) {
 	c := p.o.Client
 	if host, _, err := net.SplitHostPort(n.Addr); err == nil && c.ServerName == "" {
@@ -278,7 +279,7 @@ func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, str
 	if err != nil {
 		return nil, err
 	}
-	if have := s.NodeID(); have != identity(n) {
+	if have := s.NodeID(); have != identity(n) && (n.ID != "" || !strings.HasSuffix(have, identity(n))) {
 		_ = s.CloseNow(errors.New("another node than expected"))
 		s.Wait()
 		return nil, fmt.Errorf("at %s is the node %q, want %q", n.Addr, have, identity(n))

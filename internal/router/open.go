@@ -42,7 +42,7 @@ type Request struct {
 	Fresh  bool          // a stream that nobody has used: for a second try after a reused one broke
 	Tried  []*Upstream   // not these: asked for the same request before
 
-	relayed bool // came from a peer: see OpenLocal
+	peer string // that the request came from: see OpenLocal
 }
 
 // Open returns a stream to an upstream of the endpoint. It prefers an idle stream for HTTP. Upstreams that refuse
@@ -58,7 +58,7 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 	}
 	var first [8]*Upstream // tried; most endpoints have fewer upstreams
 	c := chooser{
-		policy: settings.Policy, protocol: req.Header.Protocol, local: req.relayed, zone: r.zone,
+		policy: settings.Policy, protocol: req.Header.Protocol, peer: req.peer, zone: r.zone,
 		tried: first[:0], before: req.Tried, now: r.now(),
 	}
 	var last error
@@ -66,7 +66,7 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 	for {
 		u, probe := r.choose(&c, req.Key)
 		if u == nil {
-			if req.relayed || !r.moving(req.Key, &c) || held >= settings.EndpointWait {
+			if req.peer != "" || !r.moving(req.Key, &c) || held >= settings.EndpointWait {
 				return nil, r.none(&c, req.Key, last)
 			}
 			waited, err := r.wait(ctx, &c, req.Key, settings.EndpointWait-held)
@@ -112,16 +112,15 @@ func (r *Router) choose(c *chooser, key Key) (u *Upstream, probe bool) {
 // open takes an idle stream of the upstream or opens a new one.
 func (r *Router) open(ctx context.Context, u *Upstream, probe bool, req *Request) (*Stream, error) {
 	kind := poolOf(req.Header.Protocol)
-	relayed := req.relayed && kind >= 0
-	load := &u.inFlight
-	if relayed {
-		load = &u.relayed
+	relayed := ""
+	if kind >= 0 {
+		relayed = req.peer
 	}
-	load.Add(1)
+	u.count(relayed, 1)
 	if kind >= 0 && !req.Fresh && u.crowded() {
 		if p := r.takeIdle(u, kind); p != nil {
 			r.metrics.reused.Inc()
-			return &Stream{pooled: p, reused: true, probe: probe, load: load}, nil
+			return &Stream{pooled: p, reused: true, probe: probe}, nil
 		}
 	}
 	h := req.Header
@@ -140,15 +139,15 @@ func (r *Router) open(ctx context.Context, u *Upstream, probe bool, req *Request
 		conn, err = u.session.Open(ctx, h)
 	}
 	if err != nil {
-		load.Add(-1)
+		u.count(relayed, -1)
 		r.refused(ctx, u, probe, err)
 		return nil, err
 	}
 	r.metrics.opened.Inc()
-	if relayed {
+	if relayed != "" {
 		kind = -1 // the peer keeps it
 	}
-	return &Stream{pooled: &pooled{Conn: conn, upstream: u, pool: kind, epoch: epoch}, probe: probe, load: load}, nil
+	return &Stream{pooled: &pooled{Conn: conn, upstream: u, pool: kind, epoch: epoch}, probe: probe, relayed: relayed}, nil
 }
 
 // takeIdle returns the youngest idle stream that is fit for use and drops those that are not.

@@ -13,7 +13,7 @@ import (
 type chooser struct {
 	policy   Policy
 	protocol string
-	local    bool        // only upstreams on this node: the request came from a peer
+	peer     string      // that the request came from: only upstreams on this node; "": none
 	zone     string      // of this node
 	tried    []*Upstream // by this Open
 	before   []*Upstream // by the caller
@@ -46,7 +46,7 @@ func (c *chooser) usable(u *Upstream) bool {
 // pick chooses an upstream, or none. lastResort tells that only ejected ones were left.
 func (c *chooser) pick(e *entry, snap *snapshot) (u *Upstream, lastResort bool) {
 	all := snap.all
-	if c.local {
+	if c.peer != "" {
 		if u := c.even(all[:snap.local], false); u != nil {
 			return u, false
 		}

@@ -99,13 +99,13 @@ func TestARequestFromAPeerStaysHere(t *testing.T) {
 		r := router.New(router.Options{Remotes: others, Settings: router.Settings{Policy: policy}})
 		others.hold("remote", map[string]int{"e": 50})
 		h := tcpRequest("e").Header
-		_, err := r.OpenLocal(t.Context(), h)
+		_, err := r.OpenLocal(t.Context(), "n9", h)
 		if refused, ok := errors.AsType[*tunnel.RefusedError](err); !ok || refused.Code != tunnel.CodeNotListening {
 			t.Errorf("%s: error = %v, want a refusal", policy, err)
 		}
 		r.Add("e", newSession("local"), router.UpstreamOptions{})
 		for range 20 {
-			s, err := r.OpenLocal(t.Context(), h)
+			s, err := r.OpenLocal(t.Context(), "n9", h)
 			if err != nil {
 				t.Fatalf("%s: %v", policy, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/pikoproxy/piko/internal/cluster"
 	"github.com/pikoproxy/piko/internal/tunnel"
@@ -190,13 +191,13 @@ func (r *Router) reapRemotes() {
 	}
 }
 
-// OpenLocal opens a stream for a peer, to an upstream on this node and to no other. h.Endpoint holds the key. It does not
-// wait for an endpoint that is moving: the node that the request came to does. The error is a [*tunnel.RefusedError]
-// that says why, unless ctx has ended.
-func (r *Router) OpenLocal(ctx context.Context, h tunnel.Header) (*Stream, error) {
+// OpenLocal opens a stream for the peer of this name, to an upstream on this node and to no other. h.Endpoint holds the
+// key. It does not wait for an endpoint that is moving: the node that the request came to does. The error is a
+// [*tunnel.RefusedError] that says why, unless ctx has ended.
+func (r *Router) OpenLocal(ctx context.Context, peer string, h tunnel.Header) (*Stream, error) {
 	key := h.Endpoint
 	h.Endpoint = key[strings.LastIndexByte(key, '/')+1:]
-	s, err := r.Open(ctx, Request{Key: key, Header: h, Fresh: true, relayed: true})
+	s, err := r.Open(ctx, Request{Key: key, Header: h, Fresh: true, peer: peer})
 	if err == nil {
 		return s, nil
 	}
@@ -215,11 +216,11 @@ func (r *Router) OpenLocal(ctx context.Context, h tunnel.Header) (*Stream, error
 }
 
 // worn reports whether a stream to another node should not be kept: the node is going, something has changed behind it,
-// or it has been used so often that it is somebody else's turn.
+// or it has been used so often that it is the turn of one of the many agents to which no stream leads.
 func (p *pooled) worn() bool {
 	u := p.upstream
 	return u.isRemote() && (p.epoch != u.epoch.Load() || u.standing() != cluster.Good ||
-		p.uses >= remoteUses && u.weight.Load() > 1)
+		p.uses >= remoteUses && u.weight.Load() > remoteStreams)
 }
 
 // crowded reports whether a remote upstream has the streams that it should have before one is used again. The far node
@@ -231,8 +232,31 @@ func (u *Upstream) crowded() bool {
 	return u.inFlight.Load()+int64(u.Idle()) > min(u.weight.Load(), remoteStreams)
 }
 
-// even chooses, for a peer, the upstream to which the fewest streams of peers lead for its weight. Peers keep streams
-// over many requests, so their number and not the load of a moment is to be even.
+// relays counts the streams that lead to an upstream for HTTP, by the peer that they come from.
+type relays struct {
+	mu sync.Mutex
+	n  map[string]int64
+}
+
+func (r *relays) of(peer string) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.n[peer]
+}
+
+func (r *relays) add(peer string, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n == nil {
+		r.n = map[string]int64{}
+	}
+	if r.n[peer] += n; r.n[peer] == 0 {
+		delete(r.n, peer)
+	}
+}
+
+// even chooses, for a peer, the upstream to which the fewest of its streams lead, by weight. Peers keep streams over many
+// requests and use them in turn, so that their number and not the load of a moment is to be even.
 func (c *chooser) even(all []*Upstream, ejected bool) *Upstream {
 	var best *Upstream
 	ties := int64(0)
@@ -241,7 +265,7 @@ func (c *chooser) even(all []*Upstream, ejected bool) *Upstream {
 			continue
 		}
 		if best != nil {
-			a, b := u.relayed.Load()*best.weight.Load(), best.relayed.Load()*u.weight.Load()
+			a, b := u.relayed.of(c.peer)*best.weight.Load(), best.relayed.of(c.peer)*u.weight.Load()
 			if a > b {
 				continue
 			}

@@ -17,7 +17,8 @@ type Stream struct {
 	reader *bufio.Reader
 	reused bool
 	probe  bool
-	load   *atomic.Int64 // of the upstream, where the stream is counted
+
+	relayed string // the peer that keeps the stream for HTTP, if one does
 
 	ended     atomic.Bool
 	read      atomic.Bool // the service has sent something
@@ -180,7 +181,7 @@ func (s *Stream) end(well bool) bool {
 		return false
 	}
 	u := s.Upstream()
-	s.load.Add(-1)
+	u.count(s.relayed, -1)
 	if well && !s.failed.Load() {
 		if s.probe {
 			u.answered()

@@ -64,7 +64,8 @@ func (r *Router) lookup(key Key) (*entry, *snapshot) {
 }
 
 // Add makes the session an upstream of the endpoint and wakes the requests that wait for it. Added twice, the first
-// upstream stays, with the new weight and protocol; streams in use and idle ones are not disturbed by a new weight.
+// upstream stays, with the new weight and protocol; streams in use and idle ones are not disturbed by a new weight,
+// unless it is added anew: then idle ones are closed, and those in use when they are released.
 // Adding a session that is closing has no effect that a request could notice.
 func (r *Router) Add(key Key, s Session, o UpstreamOptions) *Upstream {
 	sh := r.shardOf(key)
@@ -78,13 +79,14 @@ func (r *Router) Add(key Key, s Session, o UpstreamOptions) *Upstream {
 	var replaced *Upstream
 	if i := slices.IndexFunc(old, func(u *Upstream) bool { return u.session == s }); i >= 0 {
 		u := old[i]
-		if u.protocol == o.Protocol {
+		if u.protocol == o.Protocol && !o.Anew {
 			r.held(key, weightOf(o.Weight)-u.weight.Swap(weightOf(o.Weight)))
 			e.upstreams.Store(newSnapshot(slices.Clone(old)))
 			sh.mu.Unlock()
 			return u
 		}
-		// A listener that now speaks something else is another upstream: what is idle in the pool can't serve it.
+		// A listener that now speaks something else, or leads elsewhere, is another upstream: what is idle in the pool
+		// can't serve it.
 		replaced, old = u, slices.Concat(old[:i], old[i+1:])
 		r.held(key, -u.weight.Load())
 	}

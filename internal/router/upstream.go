@@ -12,6 +12,7 @@ import (
 type UpstreamOptions struct {
 	Weight   int    // share of the traffic compared with other upstreams; below 1 means 1
 	Protocol string // of the listener: tunnel.ProtocolHTTP or ProtocolTCP; "" when unknown, as for classic agents
+	Anew     bool   // no stream opened before is to be used again: the service behind the session may have changed
 }
 
 // Upstream is one session seen as a target for one endpoint. It lives from [Router.Add] to its removal.
@@ -34,7 +35,7 @@ type Upstream struct {
 
 	_        [64]byte // what follows is written by every request; keep it off the cache line of what is only read
 	inFlight atomic.Int64
-	relayed  atomic.Int64 // streams that peers keep for HTTP: busy or idle, only they know
+	relayed  relays       // streams that peers keep for HTTP: busy or idle, only they know
 	faults   atomic.Int32 // consecutive
 	ejected  atomic.Int32 // times in a row; doubles the period
 	until    atomic.Int64 // router time when an ejection ends; 0: healthy
@@ -64,6 +65,15 @@ func (u *Upstream) standing() cluster.Standing {
 		return cluster.Good
 	}
 	return u.remote.Standing()
+}
+
+// count counts a stream, apart from the load if a peer keeps it.
+func (u *Upstream) count(peer string, n int64) {
+	if peer != "" {
+		u.relayed.add(peer, n)
+		return
+	}
+	u.inFlight.Add(n)
 }
 
 // InFlight is the number of streams in use now, idle ones not counted.

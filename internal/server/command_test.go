@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -127,14 +128,15 @@ func TestExplainCommand(t *testing.T) {
 // TestProblemsSayWhereTheyAre loads a file as the shell does.
 func TestProblemsSayWhereTheyAre(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pikod.toml")
-	if err := os.WriteFile(file, []byte("[consul]\naddress = \"127.0.0.1:8500\"\n[cluster]\nsecret = \""+secret+"\"\n"), 0o600); err != nil {
+	settings := fmt.Sprintf("[upstream.tls]\ncert = %q\nkey = %q\n", file, file) // which is no certificate
+	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s, err := server.Program().Load(file, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Check(); err == nil || !strings.Contains(err.Error(), file+":2: consul.address") {
+	if err := s.Check(); err == nil || !strings.Contains(err.Error(), file+":2: upstream.tls.cert") {
 		t.Errorf("check = %v, want file and line", err)
 	}
 	log := logrus.New()

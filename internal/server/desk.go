@@ -55,14 +55,29 @@ func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
 		d.refuse(l.Endpoint, tunnel.CodeOverloaded, "the session offers as many endpoints as it may")
 		return
 	}
-	d.server.router.Add(key, x.route, router.UpstreamOptions{Weight: min(l.Weight, weightMax), Protocol: l.Protocol})
+	d.server.router.Add(key, x.route, router.UpstreamOptions{
+		Weight: min(l.Weight, weightMax), Protocol: l.Protocol,
+		Anew: true, // an agent that listens again has changed something
+	})
 	// The answer uses the agent's own spelling, by which it knows the listener. If it does not arrive the session has
 	// ended.
-	_ = t.Listening(l.Endpoint)
+	d.confirm(t, l.Endpoint)
 	x.announce(d.server.o.Log)
 	if d.server.o.Log.IsLevelEnabled(logrus.DebugLevel) {
 		d.server.o.Log.WithFields(x.fields()).WithField("endpoint", name).Debug("endpoint offered")
 	}
+}
+
+// confirm tells the agent that an endpoint is routable: at once for a node that is alone, else when the others know.
+func (d *desk) confirm(t *tunnel.Session, name string) {
+	s := d.server
+	if s.cluster == nil {
+		_ = t.Listening(name)
+		return
+	}
+	s.cluster.peers.WhenKnown(func() {
+		s.sessions.spawn(func() { _ = t.Listening(name) })
+	})
 }
 
 // Unlisten takes an endpoint back. Streams in use go on.

@@ -26,11 +26,15 @@ type listening struct {
 
 func (s *Server) wanted() []listening {
 	c := &s.config
-	return []listening{
+	all := []listening{
 		{proxyListener, c.Proxy.Listen, c.Proxy.TLS, []string{"h2", "http/1.1"}},
 		{upstreamListener, c.Upstream.Listen, c.Upstream.TLS, []string{"http/1.1"}},
 		{adminListener, c.Admin.Listen, c.Admin.TLS, []string{"h2", "http/1.1"}},
 	}
+	if s.cluster != nil {
+		all = append(all, listening{name: clusterListener, addr: c.Cluster.Listen}) // TLS is put on it by the peers
+	}
+	return all
 }
 
 // secure reads the certificates.
@@ -87,7 +91,8 @@ func (s *Server) Listen() error {
 	return nil
 }
 
-// Addr returns the address of a listener, "proxy", "upstream" or "admin", after Listen; nil if it is switched off.
+// Addr returns the address of a listener, "proxy", "upstream", "admin" or "cluster", after Listen; nil if it is switched
+// off.
 func (s *Server) Addr(name string) net.Addr {
 	l := s.listeners.open[name]
 	if l == nil {

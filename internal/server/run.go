@@ -25,6 +25,11 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.Listen(); err != nil {
 		return err
 	}
+	if s.cluster != nil {
+		if err := s.cluster.locate(); err != nil {
+			return err
+		}
+	}
 	// What runs in the node outlives ctx: the drain needs all of it, and ends it by stop.
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -38,12 +43,17 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, v := range s.verifiers() {
 		group.Go(func() error { return runVerifier(life, v) })
 	}
+	if s.cluster != nil {
+		s.cluster.start(life, group)
+	}
 	s.serve(group, adminListener, s.admin.Serve)
 	s.serve(group, upstreamListener, s.upstream.Serve)
 	s.serve(group, proxyListener, func(l net.Listener) error { return s.proxy.Serve(life, l) })
 
-	s.state.Store(int32(up))
-	s.announce()
+	if s.await(ctx, life) {
+		s.state.Store(int32(up))
+		s.announce()
+	}
 	select {
 	case <-ctx.Done():
 	case <-life.Done(): // a part failed; what still runs is drained all the same
@@ -51,6 +61,21 @@ func (s *Server) Run(ctx context.Context) error {
 	s.drain(context.WithoutCancel(ctx))
 	stop()
 	return group.Wait()
+}
+
+// await waits until the node knows what the others hold, and reports false when it has to stop before that.
+func (s *Server) await(ctx, life context.Context) bool {
+	if s.cluster == nil {
+		return true
+	}
+	s.tell("waiting for the directory in Consul")
+	select {
+	case <-s.cluster.directory.Ready():
+		return true
+	case <-ctx.Done():
+	case <-life.Done():
+	}
+	return false
 }
 
 // serve runs one listener until it is shut down.
@@ -82,10 +107,14 @@ func (s *Server) announce() {
 // drain ends the node so that a planned stop fails nothing that is done within the drain timeout.
 func (s *Server) drain(ctx context.Context) {
 	log := s.o.Log.WithField("node", s.id)
-	// 1. Readiness goes off, and nothing else changes for the time that balancers need to look elsewhere.
+	// 1. Readiness goes off, other nodes are told, and nothing else changes for the time that balancers need to look
+	// elsewhere.
 	s.state.Store(int32(leaving))
 	s.tell("draining")
 	log.Info("draining")
+	if s.cluster != nil {
+		s.cluster.draining()
+	}
 	pause(ctx, time.Duration(s.config.DrainNotice))
 
 	// From here on everything has one deadline, cut loose from whatever made the node stop.
@@ -97,13 +126,22 @@ func (s *Server) drain(ctx context.Context) {
 	// Streams are still opened on the sessions they have here, since requests still arrive.
 	s.state.Store(int32(draining))
 	s.sessions.drain("the node is stopping", deadline)
+	if s.cluster != nil {
+		s.cluster.handOver(ctx)
+	}
 
 	// 3. The proxy takes nothing new. Running requests and upgraded connections finish.
 	if err := s.proxy.Shutdown(ctx); err != nil {
 		log.WithError(err).Warn("requests were cut off")
 	}
 
-	// 4. Streams relayed for peers would finish here. This node has none.
+	// 4. Peers get no new streams. Those that are there finish.
+	if s.cluster != nil {
+		s.router.CloseIdle()
+		if n := s.cluster.peers.Shutdown(ctx); n > 0 {
+			log.WithField("sessions", n).Warn("streams of peers were cut off")
+		}
+	}
 
 	// 5. Sessions end: nothing runs on them any more, or the time is over. Classic agents must see a
 	// reset and no clean end, which Shutdown of the session sees to.
@@ -111,6 +149,9 @@ func (s *Server) drain(ctx context.Context) {
 		log.WithField("sessions", n).Warn("sessions ended with open streams")
 	}
 	_ = s.upstream.Close() // handshakes that came too late
+	if s.cluster != nil {
+		s.cluster.leave(ctx)
+	}
 
 	// 6. Admin goes last, so that operators and probes see the drain to its end.
 	grace, cancelGrace := context.WithTimeout(context.WithoutCancel(ctx), adminGrace)

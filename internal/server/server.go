@@ -55,6 +55,7 @@ const (
 	proxyListener    = "proxy"
 	upstreamListener = "upstream"
 	adminListener    = "admin"
+	clusterListener  = "cluster"
 )
 
 // state is a stage in the life of a node.
@@ -87,6 +88,7 @@ type Server struct {
 	admin    *http.Server
 	sessions *sessions
 	refusals *refusalLog
+	cluster  *membership // nil for a node that is alone
 
 	state     atomic.Int32
 	listeners listeners
@@ -95,12 +97,6 @@ type Server struct {
 // New checks the settings and puts the parts together. It opens no socket and starts nothing. An error can be healed by
 // other settings only.
 func New(c config.Pikod, o Options) (*Server, error) {
-	if len(c.Consul.Address) > 0 {
-		return nil, config.Problem{
-			Key: "consul.address", Want: "no address: this version works alone",
-			Have: fmt.Sprintf("%q", []string(c.Consul.Address)),
-		}
-	}
 	id, err := nodeID(c.Cluster.NodeID)
 	if err != nil {
 		return nil, err
@@ -114,12 +110,21 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s.sessions = newSessions(c.Upstream.MaxSessions)
 	s.metrics = newMetrics(s)
-	s.router = router.New(router.Options{Registerer: s.registry, Settings: router.Settings{
+	routing := router.Options{Registerer: s.registry, Settings: router.Settings{
 		Policy:       router.Policy(c.Balance.Policy),
 		EjectAfter:   c.Balance.EjectAfter,
 		EndpointWait: time.Duration(c.Proxy.EndpointWait),
 		RetryBudget:  c.Balance.RetryBudget,
-	}})
+	}}
+	if len(c.Consul.Address) > 0 {
+		if s.cluster, err = newMembership(s, &routing); err != nil {
+			return nil, err
+		}
+	}
+	s.router = router.New(routing)
+	if s.cluster != nil {
+		s.cluster.follow(s.router)
+	}
 	if err := s.authenticate(); err != nil {
 		return nil, err
 	}

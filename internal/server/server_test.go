@@ -277,7 +277,7 @@ func TestSettingsThatCanNotBeServed(t *testing.T) {
 		change func(*config.Pikod)
 		want   string
 	}{
-		"consul":         {func(c *config.Pikod) { c.Consul.Address = config.List{"127.0.0.1:8500"} }, "consul.address"},
+		"consul":         {func(c *config.Pikod) { c.Consul.Address = config.List{"ftp://127.0.0.1:8500"} }, "127.0.0.1:8500"},
 		"agents' key":    {func(c *config.Pikod) { c.Upstream.Auth.RSAPublicKey = "no key" }, "upstream.auth"},
 		"clients' key":   {func(c *config.Pikod) { c.Proxy.Auth.RSAPublicKey = "no key" }, "proxy.auth"},
 		"operators' key": {func(c *config.Pikod) { c.Admin.Auth.RSAPublicKey = "no key" }, "admin.auth"},

@@ -56,7 +56,7 @@ func (s *Server) statusFuncs() map[string]admin.StatusFunc {
 	return map[string]admin.StatusFunc{
 		"":                     plain(func() any { return s.overview() }),
 		"upstream/endpoints":   plain(func() any { return s.router.Endpoints() }),
-		"cluster/nodes":        plain(func() any { return []nodeStatus{s.node(false)} }),
+		"cluster/nodes":        plain(func() any { return s.nodes() }),
 		"cluster/nodes/{id}":   s.nodeByID,
 		"sessions":             plain(func() any { return s.sessionList() }),
 		"routes/{endpoint...}": s.route,
@@ -87,10 +87,18 @@ func (s *Server) node(names bool) nodeStatus {
 }
 
 func (s *Server) nodeByID(r *http.Request) (any, error) {
-	if id := r.PathValue("id"); id != "local" && id != s.id {
-		return nil, admin.ErrNotFound
+	id := r.PathValue("id")
+	if id == "local" || id == s.id {
+		return s.node(true), nil
 	}
-	return s.node(true), nil
+	if s.cluster != nil {
+		if remote, ok := s.cluster.table.Node(id); ok {
+			n := s.cluster.status(remote)
+			n.Endpoints = s.cluster.table.Weights(id)
+			return n, nil
+		}
+	}
+	return nil, admin.ErrNotFound
 }
 
 func (s *Server) sessionList() []sessionStatus {
