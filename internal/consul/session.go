@@ -344,6 +344,7 @@ func (d *Directory) Leave(ctx context.Context) error {
 		}
 	}
 	d.SetState(cluster.Left)
+	d.canary.begin() // from here on our keys are not as the writer left them, and rightly so
 	var problems []error
 	if id := *d.session.Load(); id != "" {
 		if err := d.writer.farewell(ctx, id); err != nil {
