@@ -12,8 +12,8 @@ import (
 const maxTarget = 16 << 10
 
 // guardLimits is asked at the start of each request head.
-func (s *Server) guardLimits() guard.Limits {
-	return guard.Limits{Bytes: s.limits.MaxHeaderBytes, Fields: s.settings.Load().MaxHeaderFields, Target: maxTarget}
+func (s *Server) guardLimits(e *edge) guard.Limits {
+	return guard.Limits{Bytes: e.limits.MaxHeaderBytes, Fields: s.settings.Load().MaxHeaderFields, Target: maxTarget}
 }
 
 // guard returns the guard of the client's connection; nil, of which every method does nothing, for HTTP/2 over TLS.

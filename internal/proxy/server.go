@@ -76,10 +76,9 @@ type Options struct {
 type Server struct {
 	router   Router
 	auth     Authenticator
-	tls      *tls.Config
+	edge     atomic.Pointer[edge]
 	access   *logrus.Logger
 	errorLog *log.Logger
-	limits   Limits
 	settings atomic.Pointer[Settings]
 	metrics  *metrics
 	h2       *h2Upstream
@@ -103,13 +102,26 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("proxy without a router")
 	}
 	s := &Server{
-		router: o.Router, auth: o.Auth, tls: o.TLS, access: o.Log, errorLog: o.ErrorLog, limits: o.withDefaults(),
+		router: o.Router, auth: o.Auth, access: o.Log, errorLog: o.ErrorLog,
 		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
 	s.tracker.init()
 	s.Apply(o.Settings)
+	s.ApplyToListeners(o.Limits, o.TLS)
 	return s, nil
+}
+
+// edge is what a listener's connections are subject to as long as they last.
+type edge struct {
+	limits Limits
+	tls    *tls.Config // nil: plain
+}
+
+// ApplyToListeners replaces the limits, and the TLS of [Options], for calls of [Server.Serve] that come later. A listener
+// that is being served keeps its own: to change them, serve the same socket once more and close the old listener.
+func (s *Server) ApplyToListeners(limits Limits, conf *tls.Config) {
+	s.edge.Store(&edge{limits.withDefaults(), conf})
 }
 
 // Apply replaces the settings. Requests that are being answered finish under the old ones.
@@ -118,12 +130,14 @@ func (s *Server) Apply(settings Settings) { s.settings.Store(&settings) }
 // Serve answers the clients that l accepts, until [Server.Shutdown] or until l fails. It closes l. It may be called for
 // several listeners. From ctx come only values: its end does not touch a request, for that is what Shutdown is for.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	srv, err := s.newServer(context.WithoutCancel(ctx))
+	e := s.edge.Load()
+	srv, err := s.newServer(context.WithoutCancel(ctx), e)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
 	guarded := guard.NewListener(l, guard.Options{
-		TLS: s.tls, Limits: s.guardLimits, HeaderTimeout: s.limits.ReadHeaderTimeout, ErrorLog: s.errorLog,
+		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
+		ErrorLog: s.errorLog,
 	})
 	if err := srv.Serve(guarded); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("accept clients on %s: %w", l.Addr(), err)
@@ -131,7 +145,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-func (s *Server) newServer(ctx context.Context) (*http.Server, error) { //nolint:contextcheck // see Serve
+func (s *Server) newServer(ctx context.Context, e *edge) (*http.Server, error) { //nolint:contextcheck // see Serve
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining.Load() {
@@ -148,10 +162,10 @@ func (s *Server) newServer(ctx context.Context) (*http.Server, error) { //nolint
 	srv := &http.Server{
 		Handler:           http.HandlerFunc(s.handle),
 		Protocols:         protocols,
-		TLSConfig:         s.tls.Clone(), // net/http writes into it
-		ReadHeaderTimeout: s.limits.ReadHeaderTimeout,
-		IdleTimeout:       s.limits.IdleTimeout,
-		MaxHeaderBytes:    s.limits.MaxHeaderBytes,
+		TLSConfig:         e.tls.Clone(), // net/http writes into it
+		ReadHeaderTimeout: e.limits.ReadHeaderTimeout,
+		IdleTimeout:       e.limits.IdleTimeout,
+		MaxHeaderBytes:    e.limits.MaxHeaderBytes,
 		ErrorLog:          s.errorLog,
 		BaseContext:       func(net.Listener) context.Context { return life },
 		ConnContext:       guard.With,
