@@ -21,6 +21,10 @@ build: ## build bin/pikod, bin/piko-agent and bin/piko-forward, static and stamp
 demo: build ## see HTTP and TCP go through a node, agents and a forwarder on this machine
 	$(GO) run ./internal/demo -bin bin
 
+.PHONY: cluster
+cluster: build bin/consul ## see three nodes with a real Consul answer for each other on this machine
+	$(GO) run ./internal/demo -bin bin -cluster
+
 .PHONY: test
 test: tools build ## run all tests under the race detector, with real processes
 	@$(MAKE) --keep-going --no-print-directory unit e2e

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/pikoproxy/piko/internal/backoff"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -115,7 +117,11 @@ func (p *Peer) run(ctx context.Context) {
 			return
 		}
 		if p.remote.Doubt() != Down {
-			p.peers.o.Log.WithField("peer", p.ID()).WithError(err).Warn("peer is down")
+			level := logrus.WarnLevel
+			if p.remote.Standing() == Leaving {
+				level = logrus.DebugLevel // as it said that it would be
+			}
+			p.peers.o.Log.WithField("peer", p.ID()).WithError(err).Log(level, "peer is down")
 		}
 		p.remote.SetDown(true)
 		nudge(p.peers.known.kick)

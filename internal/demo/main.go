@@ -2,7 +2,7 @@
 // of this machine. It prints what it sends and what comes back, and stops everything it started. Its exit code is 0 only
 // if every answer was right and every process left cleanly.
 //
-// Run it by `make demo`. It is a program of its own, and imports nothing of ours, so that it sees what a stranger sees.
+// Run it by `make demo`, or by `make cluster` to see three nodes that find each other through a real Consul. It is a program of its own, and imports nothing of ours, so that it sees what a stranger sees.
 package main
 
 import (
@@ -22,12 +22,17 @@ import (
 
 func main() {
 	bin := flag.String("bin", "bin", "where the binaries are")
+	three := flag.Bool("cluster", false, "show three nodes with Consul instead of one node alone")
 	flag.Parse()
 	// The processes end with the thread that started them, should the demo itself be killed.
 	runtime.LockOSThread()
 	dir, err := os.MkdirTemp("", "piko-demo-")
 	if err == nil {
-		err = errors.Join(run(*bin, dir), os.RemoveAll(dir))
+		show := run
+		if *three {
+			show = runCluster
+		}
+		err = errors.Join(show(*bin, dir), os.RemoveAll(dir))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "\nthe demo went wrong:", err)

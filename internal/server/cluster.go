@@ -48,8 +48,9 @@ func newMembership(s *Server, routing *router.Options) (*membership, error) {
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, fmt.Errorf("name this life of the node: %w", err)
 	}
+	version, _, _ := strings.Cut(s.o.Version, " ") // without what it was built from
 	m.node = cluster.Node{
-		ID: s.id, Incarnation: hex.EncodeToString(b[:]), Zone: c.Cluster.Zone, Version: s.o.Version, Started: s.started,
+		ID: s.id, Incarnation: hex.EncodeToString(b[:]), Zone: c.Cluster.Zone, Version: version, Started: s.started,
 		State: cluster.Up,
 	}
 	server, client, err := tlsconf.Peer("cluster.tls", c.Cluster.TLS, "http/1.1")
