@@ -147,7 +147,7 @@ func (m *membership) locate() error {
 func (m *membership) start(life context.Context, group *errgroup.Group) {
 	group.Go(func() error { return m.peers.Run(life) })
 	group.Go(func() error { return m.directory.Run(life) })
-	m.server.serve(group, clusterListener, m.peers.Serve)
+	group.Go(func() error { return m.server.serve(life, clusterListener, m.server.listeners.get(clusterListener)) })
 }
 
 // advertised returns where peers reach this node.

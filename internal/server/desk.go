@@ -51,7 +51,7 @@ func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
 		return
 	}
 	key := router.KeyOf(x.tenant, name)
-	if !x.offer(name, key, d.server.config.Upstream.MaxEndpointsPerSession) {
+	if !x.offer(name, key, d.server.now().config.Upstream.MaxEndpointsPerSession) {
 		d.refuse(l.Endpoint, tunnel.CodeOverloaded, "the session offers as many endpoints as it may")
 		return
 	}
@@ -110,7 +110,7 @@ func (d *desk) Token(t *tunnel.Session, bearer string) {
 // is good until it expires.
 func (d *desk) renew(ctx context.Context, bearer string) {
 	x, s := d.session, d.server
-	id, err := s.agents.Renew(ctx, x.identity.Load(), bearer)
+	id, err := s.now().agents.Renew(ctx, x.identity.Load(), bearer)
 	if err != nil {
 		s.refusals.warn("token not renewed", faultOf(err).Code, map[string]any{"session": x.tunnel.ID(), "err": err})
 		return

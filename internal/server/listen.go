@@ -4,16 +4,44 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
+	"sync"
 
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/tlsconf"
 )
 
-// listeners are the open sockets by name, with TLS on top where it is configured.
+// listeners are the open sockets by name.
 type listeners struct {
-	tls  map[string]*tls.Config
+	mu   sync.Mutex // guards the following
 	open map[string]net.Listener
+}
+
+// get returns a socket, or nil.
+func (ls *listeners) get(name string) net.Listener {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	return ls.open[name]
+}
+
+// set puts another socket in place of one, and returns the old one.
+func (ls *listeners) set(name string, l net.Listener) (old net.Listener) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	old = ls.open[name]
+	delete(ls.open, name)
+	if l != nil {
+		ls.open[name] = l
+	}
+	return old
+}
+
+func (ls *listeners) names() []string {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	return slices.Sorted(maps.Keys(ls.open))
 }
 
 // listening is one listener of the settings.
@@ -24,8 +52,7 @@ type listening struct {
 	protocols []string // offered by ALPN
 }
 
-func (s *Server) wanted() []listening {
-	c := &s.config
+func (s *Server) wanted(c *config.Pikod) []listening {
 	all := []listening{
 		{proxyListener, c.Proxy.Listen, c.Proxy.TLS, []string{"h2", "http/1.1"}},
 		{upstreamListener, c.Upstream.Listen, c.Upstream.TLS, []string{"http/1.1"}},
@@ -38,16 +65,16 @@ func (s *Server) wanted() []listening {
 }
 
 // secure reads the certificates.
-func (s *Server) secure() error {
-	s.listeners.tls = make(map[string]*tls.Config)
+func (s *Server) secure(settings *config.Pikod) (map[string]*tls.Config, error) {
+	all := make(map[string]*tls.Config)
 	var errs []error
-	for _, w := range s.wanted() {
+	for _, w := range s.wanted(settings) {
 		c, err := tlsconf.Server(w.name+".tls", w.tls, w.protocols...)
 		switch {
 		case err != nil:
 			errs = append(errs, err)
 		case c != nil:
-			s.listeners.tls[w.name] = c
+			all[w.name] = c
 		case w.tls.Enabled():
 			// A listener must never fall back to plain text behind the operator's back.
 			errs = append(errs, config.Problem{
@@ -55,15 +82,24 @@ func (s *Server) secure() error {
 			})
 		}
 	}
-	return errors.Join(errs...)
+	return all, errors.Join(errs...)
 }
 
 // Listen opens the sockets, all or none. Run does so too if it was not done before; a test does it first, to learn the
 // addresses.
 func (s *Server) Listen() error {
+	s.listeners.mu.Lock()
+	defer s.listeners.mu.Unlock()
 	if s.listeners.open != nil {
 		return nil
 	}
+	open, err := s.bind(&s.config, s.wanted(&s.config))
+	s.listeners.open = open
+	return err
+}
+
+// bind opens sockets, all or none; those without an address are switched off.
+func (s *Server) bind(c *config.Pikod, wanted []listening) (map[string]net.Listener, error) {
 	listen := s.o.Listen
 	if listen == nil {
 		listen = func(_, addr string, _ bool) (net.Listener, error) {
@@ -71,30 +107,31 @@ func (s *Server) Listen() error {
 		}
 	}
 	open := make(map[string]net.Listener)
-	for _, w := range s.wanted() {
+	for _, w := range wanted {
 		if w.addr == "" {
-			continue // switched off
+			continue
 		}
-		l, err := listen(w.name, string(w.addr), s.config.IsSet(w.name+".listen"))
+		l, err := listen(w.name, string(w.addr), c.IsSet(w.name+".listen"))
 		if err != nil {
-			for _, l := range open {
-				_ = l.Close() // nothing was accepted
-			}
-			return fmt.Errorf("open the %s listener: %w", w.name, err)
-		}
-		if c := s.listeners.tls[w.name]; c != nil && w.name != proxyListener { // the proxy puts it on itself
-			l = tls.NewListener(l, c)
+			shut(open)
+			return nil, fmt.Errorf("open the %s listener: %w", w.name, err)
 		}
 		open[w.name] = l
 	}
-	s.listeners.open = open
-	return nil
+	return open, nil
+}
+
+// shut closes sockets that will not be served.
+func shut(open map[string]net.Listener) {
+	for _, l := range open {
+		_ = l.Close() // nothing was accepted
+	}
 }
 
 // Addr returns the address of a listener, "proxy", "upstream", "admin" or "cluster", after Listen; nil if it is switched
 // off.
 func (s *Server) Addr(name string) net.Addr {
-	l := s.listeners.open[name]
+	l := s.listeners.get(name)
 	if l == nil {
 		return nil
 	}

@@ -67,10 +67,15 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 		p.Log.WithField("listener", upstreamListener).Warn("everybody who reaches this listener may offer any endpoint")
 	}
 	srv, err := New(s.c, Options{
-		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Listen: p.Listen, Ready: p.Ready, Status: p.Status,
+		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Listen: p.Listen, Status: p.Status,
+		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },
 	})
 	if err != nil {
 		return &daemon.SettingsError{Err: s.place(err)}
+	}
+	srv.o.Ready = func() {
+		p.Ready()
+		p.Reloads(reloader{srv})
 	}
 	return srv.Run(ctx)
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/tlsconf"
 )
 
 const (
@@ -36,19 +38,12 @@ func (s *Server) Run(ctx context.Context) error {
 	group, life := errgroup.WithContext(life)
 	group.Go(func() error { return s.router.Run(life) })
 	group.Go(func() error { return s.keeper.Run(life) })
-	if s.agents.Own != nil || len(s.agents.Tenants) > 0 {
-		group.Go(func() error { return s.sessions.expire(life, s) })
-	}
+	group.Go(func() error { return s.sessions.expire(life, s) })
 	group.Go(func() error { return s.summarize(life) })
-	for _, v := range s.verifiers() {
-		group.Go(func() error { return runVerifier(life, v) })
-	}
 	if s.cluster != nil {
 		s.cluster.start(life, group)
 	}
-	s.serve(group, adminListener, s.admin.Serve)
-	s.serve(group, upstreamListener, s.upstream.Serve)
-	s.serve(group, proxyListener, func(l net.Listener) error { return s.proxy.Serve(life, l) })
+	s.begin(life, group)
 
 	if s.await(ctx, life) {
 		s.state.Store(int32(up))
@@ -58,6 +53,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-life.Done(): // a part failed; what still runs is drained all the same
 	}
+	s.end()
 	s.drain(context.WithoutCancel(ctx))
 	stop()
 	return group.Wait()
@@ -78,24 +74,31 @@ func (s *Server) await(ctx, life context.Context) bool {
 	return false
 }
 
-// serve runs one listener until it is shut down.
-func (s *Server) serve(group *errgroup.Group, name string, serve func(net.Listener) error) {
-	l := s.listeners.open[name]
-	if l == nil {
-		return
+// serve runs one listener until it is shut down, or closed because another has taken its place.
+func (s *Server) serve(life context.Context, name string, l net.Listener) error {
+	raw, serve := l, s.admin.Serve
+	switch name {
+	case upstreamListener:
+		serve = s.upstream.Serve
+	case clusterListener:
+		serve = s.cluster.peers.Serve
+	case proxyListener:
+		serve = func(l net.Listener) error { return s.proxy.Serve(life, l) }
 	}
-	group.Go(func() error {
-		if err := serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve the %s listener at %s: %w", name, l.Addr(), err)
-		}
+	if name == upstreamListener || name == adminListener { // the others put TLS on themselves
+		l = tlsconf.Listener(l, func() *tls.Config { return s.now().tls[name] })
+	}
+	err := serve(l)
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) && s.listeners.get(name) != raw {
 		return nil
-	})
+	}
+	return fmt.Errorf("serve the %s listener at %s: %w", name, l.Addr(), err)
 }
 
 // announce says that the node takes traffic.
 func (s *Server) announce() {
 	fields := logrus.Fields{"node": s.id}
-	for name := range s.listeners.open {
+	for _, name := range s.listeners.names() {
 		fields[name] = s.addrText(name)
 	}
 	s.o.Log.WithFields(fields).Info("ready")
@@ -115,10 +118,10 @@ func (s *Server) drain(ctx context.Context) {
 	if s.cluster != nil {
 		s.cluster.draining()
 	}
-	pause(ctx, time.Duration(s.config.DrainNotice))
+	pause(ctx, time.Duration(s.now().config.DrainNotice))
 
 	// From here on everything has one deadline, cut loose from whatever made the node stop.
-	deadline := time.Now().Add(time.Duration(s.config.DrainTimeout))
+	deadline := time.Now().Add(time.Duration(s.now().config.DrainTimeout))
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 

@@ -22,11 +22,13 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/pikoproxy/piko/internal/admin"
 	"github.com/pikoproxy/piko/internal/auth"
@@ -48,6 +50,12 @@ type Options struct {
 	Ready func()
 	// Status is told in a few words what the node is doing; nil: nobody is told.
 	Status func(string)
+	// Collector has more metrics to show; may be nil.
+	Collector prometheus.Collector
+	// Reload reloads the settings for an operator; nil: that is not offered.
+	Reload func(context.Context) error
+	// Reloaded tells what became of the last reload, for the status; nil: it is not shown.
+	Reloaded func() any
 }
 
 // The names of the listeners, as systemd's socket units know them.
@@ -72,7 +80,7 @@ func (s state) String() string { return [...]string{"starting", "up", "draining"
 
 // Server is one node.
 type Server struct {
-	config   config.Pikod
+	config   config.Pikod // at the start: for what can't change, see now
 	o        Options
 	id       string
 	started  time.Time
@@ -80,18 +88,21 @@ type Server struct {
 	metrics  *metrics
 	router   *router.Router
 	keeper   *tunnel.Keeper
-	agents   auth.Gate  // who may offer endpoints
-	clients  clientGate // who may reach them
-	operator *auth.Verifier
+	live     atomic.Pointer[live] // what a reload replaces
 	proxy    *proxy.Server
 	upstream *http.Server
 	admin    *http.Server
+	console  atomic.Pointer[http.Handler] // of admin
 	sessions *sessions
 	refusals *refusalLog
 	cluster  *membership // nil for a node that is alone
 
 	state     atomic.Int32
 	listeners listeners
+
+	mu    sync.Mutex // guards the following
+	life  context.Context
+	group *errgroup.Group // nil while nothing runs
 }
 
 // New checks the settings and puts the parts together. It opens no socket and starts nothing. An error can be healed by
@@ -110,65 +121,46 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s.sessions = newSessions(c.Upstream.MaxSessions)
 	s.metrics = newMetrics(s)
-	routing := router.Options{Registerer: s.registry, Settings: router.Settings{
-		Policy:       router.Policy(c.Balance.Policy),
-		EjectAfter:   c.Balance.EjectAfter,
-		EndpointWait: time.Duration(c.Proxy.EndpointWait),
-		RetryBudget:  c.Balance.RetryBudget,
-	}}
+	options := router.Options{Registerer: s.registry, Settings: routing(&c)}
 	if len(c.Consul.Address) > 0 {
-		if s.cluster, err = newMembership(s, &routing); err != nil {
+		if s.cluster, err = newMembership(s, &options); err != nil {
 			return nil, err
 		}
 	}
-	s.router = router.New(routing)
+	s.router = router.New(options)
 	if s.cluster != nil {
 		s.cluster.follow(s.router)
 	}
-	if err := s.authenticate(); err != nil {
+	first, err := s.newLive(c)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.secure(); err != nil {
-		return nil, err
-	}
+	s.live.Store(first)
 	s.proxy, err = proxy.New(proxy.Options{
-		Settings: proxy.SettingsOf(c.Proxy), Limits: proxy.LimitsOf(c.Proxy), Router: s.router, Auth: &s.clients,
-		TLS: s.listeners.tls[proxyListener], Log: o.Log, ErrorLog: o.ErrorLog, Registerer: s.registry,
+		Settings: proxy.SettingsOf(c.Proxy), Limits: proxy.LimitsOf(c.Proxy), Router: s.router, Auth: liveClients{s},
+		TLS: s.proxyTLS(first), Log: o.Log, ErrorLog: o.ErrorLog, Registerer: s.registry,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.upstream = s.upstreamServer()
-	s.admin = admin.Server(admin.New(admin.Options{
-		Config: c.Admin, Gatherer: s.registry, Ready: s.Ready, Status: s.statusFuncs(), Guard: s.adminGuard(),
-		Log: o.Log,
+	console := s.newConsole(c.Admin)
+	s.console.Store(&console)
+	s.admin = admin.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		(*s.console.Load()).ServeHTTP(w, r)
 	}), o.ErrorLog)
+	if o.Collector != nil {
+		s.registry.MustRegister(o.Collector)
+	}
 	return s, nil
 }
 
-// authenticate builds what verifies tokens.
-func (s *Server) authenticate() error {
-	c := &s.config
-	var err error
-	verifier := func(key string, a config.Auth, role auth.Role) *auth.Verifier {
-		v, e := auth.New(a, auth.Options{Role: role, Version: s.o.Version})
-		if e != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", key, e))
-		}
-		return v
-	}
-	s.agents.Own = verifier("upstream.auth", c.Upstream.Auth, auth.Agent)
-	s.clients.Own = verifier("proxy.auth", c.Proxy.Auth, auth.Client)
-	s.operator = verifier("admin.auth", c.Admin.Auth, auth.Operator)
-	for _, t := range c.Upstream.Tenants {
-		if s.agents.Tenants == nil {
-			s.agents.Tenants, s.clients.Tenants = map[string]*auth.Verifier{}, map[string]*auth.Verifier{}
-		}
-		key := fmt.Sprintf("upstream.tenants %q", t.ID)
-		s.agents.Tenants[t.ID] = verifier(key, t.Auth, auth.Agent)
-		s.clients.Tenants[t.ID] = verifier(key, t.Auth, auth.Client)
-	}
-	return err
+// newConsole is what the admin listener serves.
+func (s *Server) newConsole(c config.Admin) http.Handler {
+	return admin.New(admin.Options{
+		Config: c, Gatherer: s.registry, Ready: s.Ready, Status: s.statusFuncs(), Guard: s.adminGuard(),
+		Reload: s.o.Reload, Log: s.o.Log,
+	})
 }
 
 // clientGate is the gate of the proxy listener. Without keys of its own that listener is open, but only to the
@@ -183,17 +175,6 @@ func (g *clientGate) Authenticate(ctx context.Context, h http.Header) (*auth.Ide
 	return g.Gate.Authenticate(ctx, h)
 }
 
-// verifiers returns all of them, for their key sets to be kept fresh.
-func (s *Server) verifiers() []*auth.Verifier {
-	all := []*auth.Verifier{s.agents.Own, s.clients.Own, s.operator}
-	for _, gate := range []*auth.Gate{&s.agents, &s.clients.Gate} {
-		for _, v := range gate.Tenants {
-			all = append(all, v)
-		}
-	}
-	return all
-}
-
 // ID is the name of the node.
 func (s *Server) ID() string { return s.id }
 
@@ -202,7 +183,7 @@ func (s *Server) Ready() error {
 	if st := state(s.state.Load()); st != up {
 		return errors.New(st.String())
 	}
-	if s.agents.Ready() != nil || s.clients.Ready() != nil {
+	if now := s.now(); now.agents.Ready() != nil || now.clients.Ready() != nil {
 		return auth.ErrUnavailable // why is nothing for a stranger, who may ask too
 	}
 	return nil

@@ -23,10 +23,10 @@ const (
 // sessions is the set of all sessions of the node. Its lock is the only one held while the set changes; nothing that
 // can block is called under it.
 type sessions struct {
-	limit int            // 0: none
-	work  sync.WaitGroup // sessions, and goroutines that belong to them
+	work sync.WaitGroup // sessions, and goroutines that belong to them
 
 	mu       sync.Mutex
+	limit    int // 0: none
 	all      map[*session]struct{}
 	pending  int // handshakes under way that count as sessions
 	drained  bool
@@ -37,6 +37,13 @@ type sessions struct {
 
 func newSessions(limit int) *sessions {
 	return &sessions{limit: limit, all: make(map[*session]struct{})}
+}
+
+// setLimit changes how many there may be. Those that are too many stay.
+func (ss *sessions) setLimit(limit int) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.limit = limit
 }
 
 // reserve makes room for one session, if there is any. Every reservation ends by add or release.
@@ -192,12 +199,13 @@ func (ss *sessions) expire(ctx context.Context, s *Server) error {
 
 // endsOnExpiry reports whether sessions of a tenant end with their token.
 func (s *Server) endsOnExpiry(tenant string) bool {
-	for _, t := range s.config.Upstream.Tenants {
+	c := &s.now().config.Upstream
+	for _, t := range c.Tenants {
 		if t.ID == tenant {
 			return t.Auth.DisconnectOnExpiry
 		}
 	}
-	return s.config.Upstream.Auth.DisconnectOnExpiry
+	return c.Auth.DisconnectOnExpiry
 }
 
 // retire takes a session out of use, gives its streams some time, and ends it.

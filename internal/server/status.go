@@ -20,6 +20,7 @@ type overview struct {
 	Settings  string    `json:"settings"` // digest
 	Endpoints int       `json:"endpoints"`
 	Sessions  int       `json:"sessions"`
+	Reload    any       `json:"reload,omitempty"`
 }
 
 // nodeStatus is one line of /status/cluster/nodes. Endpoints is their number there, and a map in the answer for one
@@ -66,9 +67,17 @@ func (s *Server) statusFuncs() map[string]admin.StatusFunc {
 func (s *Server) overview() overview {
 	endpoints, _ := s.router.Size()
 	return overview{
-		Node: s.id, Version: s.o.Version, Status: s.status(), Started: s.started.UTC(), Settings: s.config.Digest(),
-		Endpoints: endpoints, Sessions: s.sessions.len(),
+		Node: s.id, Version: s.o.Version, Status: s.status(), Started: s.started.UTC(), Settings: s.now().config.Digest(),
+		Endpoints: endpoints, Sessions: s.sessions.len(), Reload: s.reloaded(),
 	}
+}
+
+// reloaded is what became of the last reload, if anybody knows.
+func (s *Server) reloaded() any {
+	if s.o.Reloaded == nil {
+		return nil
+	}
+	return s.o.Reloaded()
 }
 
 func (s *Server) status() string { return state(s.state.Load()).String() }
@@ -140,14 +149,11 @@ func (s *Server) route(r *http.Request) (any, error) {
 	return x, nil
 }
 
-// adminGuard keeps out operators without a token, if the settings ask for one.
+// adminGuard keeps out operators without a token, if the settings in use ask for one.
 func (s *Server) adminGuard() func(http.Handler) http.Handler {
-	if s.operator == nil {
-		return nil
-	}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if _, err := s.operator.Authenticate(r.Context(), r.Header); err != nil {
+			if _, err := s.now().operator.Authenticate(r.Context(), r.Header); err != nil {
 				f := faultOf(err)
 				s.refusals.warn("operator refused", f.Code, map[string]any{"remote": r.RemoteAddr, "err": err})
 				fault.Write(w, r, f, "")

@@ -97,7 +97,7 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) (*auth.Identity, 
 		fault.Write(w, r, fault.Draining, "")
 		return nil, false
 	}
-	id, err := s.agents.Authenticate(r.Context(), r.Header)
+	id, err := s.now().agents.Authenticate(r.Context(), r.Header)
 	if err != nil {
 		s.refuse(w, r, faultOf(err), err)
 		return nil, false
@@ -127,10 +127,11 @@ func (s *Server) settle(r *http.Request, x *session, t *tunnel.Session) bool {
 }
 
 func (s *Server) nodeOptions(x *session, h tunnel.Handler) tunnel.NodeOptions {
+	c := &s.now().config.Upstream
 	return tunnel.NodeOptions{
 		NodeID: s.id, Handler: h, OnAbuse: s.abused,
 		OnClosing: func(t *tunnel.Session) { s.closing(x, t) }, OnDone: func(*tunnel.Session) { s.done(x) },
-		MaxStreams: s.config.Upstream.MaxStreamsPerSession, MaxEndpoints: s.config.Upstream.MaxEndpointsPerSession,
+		MaxStreams: c.MaxStreamsPerSession, MaxEndpoints: c.MaxEndpointsPerSession,
 	}
 }
 

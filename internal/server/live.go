@@ -1,0 +1,97 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/config"
+)
+
+// live is what a reload replaces as a whole: the settings and what was built of them. It is never changed, except that
+// stop is set when it is begun.
+type live struct {
+	config   config.Pikod
+	agents   auth.Gate  // who may offer endpoints
+	clients  clientGate // who may reach them
+	operator *auth.Verifier
+	tls      map[string]*tls.Config // by listener; none: plain
+
+	stop context.CancelFunc // ends the refreshing of key sets
+}
+
+// now returns what is in use.
+func (s *Server) now() *live { return s.live.Load() }
+
+// newLive reads keys and certificates.
+func (s *Server) newLive(c config.Pikod) (*live, error) {
+	n := &live{config: c, stop: func() {}}
+	err := n.authenticate(s.o.Version)
+	conf, problem := s.secure(&n.config)
+	n.tls = conf
+	return n, errors.Join(err, problem)
+}
+
+// authenticate builds what verifies tokens.
+func (n *live) authenticate(version string) error {
+	c := &n.config
+	var err error
+	verifier := func(key string, a config.Auth, role auth.Role) *auth.Verifier {
+		v, e := auth.New(a, auth.Options{Role: role, Version: version})
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", key, e))
+		}
+		return v
+	}
+	n.agents.Own = verifier("upstream.auth", c.Upstream.Auth, auth.Agent)
+	n.clients.Own = verifier("proxy.auth", c.Proxy.Auth, auth.Client)
+	n.operator = verifier("admin.auth", c.Admin.Auth, auth.Operator)
+	for _, t := range c.Upstream.Tenants {
+		if n.agents.Tenants == nil {
+			n.agents.Tenants, n.clients.Tenants = map[string]*auth.Verifier{}, map[string]*auth.Verifier{}
+		}
+		key := fmt.Sprintf("upstream.tenants %q", t.ID)
+		n.agents.Tenants[t.ID] = verifier(key, t.Auth, auth.Agent)
+		n.clients.Tenants[t.ID] = verifier(key, t.Auth, auth.Client)
+	}
+	return err
+}
+
+// verifiers returns all of them, for their key sets to be kept fresh.
+func (n *live) verifiers() []*auth.Verifier {
+	all := []*auth.Verifier{n.agents.Own, n.clients.Own, n.operator}
+	for _, gate := range []*auth.Gate{&n.agents, &n.clients.Gate} {
+		for _, v := range gate.Tenants {
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+// liveClients is the gate of the proxy listener under the settings in use.
+type liveClients struct{ s *Server }
+
+// Authenticate returns who sent a request with this header.
+func (l liveClients) Authenticate(ctx context.Context, h http.Header) (*auth.Identity, error) {
+	return l.s.now().clients.Authenticate(ctx, h)
+}
+
+// proxyTLS is the proxy's TLS under some settings: it asks for the certificates of the moment. Nil: plain.
+func (s *Server) proxyTLS(n *live) *tls.Config {
+	conf := n.tls[proxyListener]
+	if conf == nil {
+		return nil
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: conf.NextProtos,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			if current := s.now().tls[proxyListener]; current != nil {
+				return current, nil
+			}
+			return conf, nil // TLS has been switched off, and this listener is about to be closed
+		},
+	}
+}

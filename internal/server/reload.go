@@ -1,0 +1,192 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/daemon"
+	"github.com/pikoproxy/piko/internal/proxy"
+	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tlsconf"
+)
+
+// reloader lets the shell change the settings of a node.
+type reloader struct{ s *Server }
+
+// Prepare implements daemon.Reloader.
+func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Change, error) {
+	n, ok := next.(*settings)
+	if !ok {
+		return daemon.Change{}, errors.New("these are not settings of a node")
+	}
+	return r.s.Prepare(n.c)
+}
+
+// Prepare builds what the node needs for other settings; see [daemon.Reloader].
+//
+//	certificates, CAs, keys     hold for handshakes and requests from then on
+//	limits, timeouts, balance   likewise; limits of the proxy's connections for those accepted from then on
+//	address of a listener       the new one is bound before the old one is closed; connections through that live on
+//	tenant removed              its sessions end as those do whose token has expired
+func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
+	old := s.now()
+	n, err := s.newLive(next)
+	if s.cluster != nil {
+		_, problem := tlsconf.Client("consul.tls", next.Consul.TLS)
+		err = errors.Join(err, problem)
+	}
+	if err != nil {
+		return daemon.Change{}, err
+	}
+	var moved []listening
+	before := map[string]config.Address{}
+	for _, w := range s.wanted(&old.config) {
+		before[w.name] = w.addr
+	}
+	for _, w := range s.wanted(&n.config) {
+		if before[w.name] != w.addr {
+			moved = append(moved, w)
+		}
+	}
+	open, err := s.bind(&n.config, moved)
+	if err != nil {
+		return daemon.Change{}, err
+	}
+	rearmed := proxy.LimitsOf(next.Proxy) != proxy.LimitsOf(old.config.Proxy) ||
+		(n.tls[proxyListener] == nil) != (old.tls[proxyListener] == nil)
+	if l := s.listeners.get(proxyListener); rearmed && l != nil && open[proxyListener] == nil {
+		if open[proxyListener], err = again(l); err != nil {
+			delete(open, proxyListener)
+			shut(open)
+			return daemon.Change{}, fmt.Errorf("serve the proxy listener with other limits: %w", err)
+		}
+		moved = append(moved, listening{name: proxyListener})
+	}
+	var gone []net.Listener
+	return daemon.Change{
+		Commit: func() { gone = s.commit(n, moved, open) },
+		Retire: func() {
+			old.stop()
+			for _, l := range gone {
+				_ = l.Close() // what came through it is not touched
+			}
+			s.endTenants(n)
+		},
+	}, nil
+}
+
+// commit puts prepared settings into use, and returns the sockets that have been replaced.
+func (s *Server) commit(n *live, moved []listening, open map[string]net.Listener) (gone []net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.now()
+	c := &n.config
+	s.live.Store(n)
+	s.router.Apply(routing(c))
+	s.sessions.setLimit(c.Upstream.MaxSessions)
+	s.proxy.Apply(proxy.SettingsOf(c.Proxy))
+	s.proxy.ApplyToListeners(proxy.LimitsOf(c.Proxy), s.proxyTLS(n))
+	console := s.newConsole(c.Admin)
+	s.console.Store(&console)
+	if s.cluster != nil && len(config.Diff(config.Pikod{Consul: old.config.Consul}, config.Pikod{Consul: c.Consul})) > 0 {
+		if err := s.cluster.directory.Apply(c.Consul); err != nil {
+			s.o.Log.WithError(err).Error("consul settings not changed") // Prepare has read the same files
+		}
+	}
+	if s.group == nil {
+		shut(open)
+		return nil // the node is stopping
+	}
+	for _, w := range moved {
+		if l := s.listeners.set(w.name, open[w.name]); l != nil {
+			gone = append(gone, l)
+		}
+	}
+	s.beginLocked(n)
+	for name, l := range open {
+		s.serveLocked(name, l)
+	}
+	return gone
+}
+
+// begin runs what belongs to the settings in use, and lets Prepare add to it.
+func (s *Server) begin(life context.Context, group *errgroup.Group) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life, s.group = life, group
+	s.beginLocked(s.now())
+	for _, name := range s.listeners.names() {
+		if name != clusterListener { // the peers serve it
+			s.serveLocked(name, s.listeners.get(name))
+		}
+	}
+}
+
+// end lets Prepare add nothing more.
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.group = nil
+}
+
+// beginLocked keeps key sets fresh.
+func (s *Server) beginLocked(n *live) {
+	var ctx context.Context
+	ctx, n.stop = context.WithCancel(s.life)
+	for _, v := range n.verifiers() {
+		s.group.Go(func() error { return runVerifier(ctx, v) })
+	}
+}
+
+func (s *Server) serveLocked(name string, l net.Listener) {
+	life := s.life
+	s.group.Go(func() error { return s.serve(life, name, l) })
+}
+
+// endTenants ends the sessions of tenants that are not there any more.
+func (s *Server) endTenants(n *live) {
+	s.mu.Lock()
+	life := s.life
+	s.mu.Unlock()
+	for _, x := range s.sessions.list() {
+		if _, known := n.agents.Tenants[x.tenant]; x.tenant != "" && !known && !x.expired.Swap(true) {
+			s.o.Log.WithFields(x.fields()).Info("session ends: its tenant has been removed")
+			s.sessions.spawn(func() { s.retire(life, x) })
+		}
+	}
+}
+
+// routing is what the settings say about the choice of upstreams.
+func routing(c *config.Pikod) router.Settings {
+	return router.Settings{
+		Policy:       router.Policy(c.Balance.Policy),
+		EjectAfter:   c.Balance.EjectAfter,
+		EndpointWait: time.Duration(c.Proxy.EndpointWait),
+		RetryBudget:  c.Balance.RetryBudget,
+	}
+}
+
+// again returns another listener on the socket of one: both accept from the same queue, so that one can be closed without
+// a client that notices.
+func again(l net.Listener) (net.Listener, error) {
+	filer, ok := l.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, errors.New("several sockets of systemd can't be served anew: restart to change this")
+	}
+	f, err := filer.File()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // FileListener works on a duplicate
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return net.FileListener(f)
+}
