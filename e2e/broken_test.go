@@ -143,7 +143,7 @@ func TestRequestIsCancelledWhenItsClientIsGone(t *testing.T) {
 		<-r.Context().Done()
 		ended <- r.Context().Err()
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		for _, test := range []struct{ name, method, path string }{
 			{"before the answer", http.MethodGet, "/wait"},
 			{"during the answer", http.MethodGet, "/begin"},

@@ -120,7 +120,7 @@ func TestFieldsOfTheAnswerPassThrough(t *testing.T) {
 		w.Header().Set("Keep-Alive", "timeout=1")
 		_, _ = io.WriteString(w, "\x1f\x8bnot really zipped")
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		a := get(t, c, at("e", "/"))
 		if got := fmt.Sprint(a.Header["Set-Cookie"]); got != "[a=1 b=2]" {
 			t.Errorf("%s: cookies %s: want both", name, got)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -14,17 +15,43 @@ import (
 	"time"
 )
 
+// oneService starts a node and an agent whose endpoint "e" leads to the handler, and so does "read", for which the
+// agent has to read the requests that it would hand on unread otherwise.
+func oneService(t testing.TB, o nodeOptions, h http.HandlerFunc) *node {
+	t.Helper()
+	n := startNode(t, o)
+	service := serve(t, h)
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: service},
+		offer{Endpoint: "read", Addr: service, More: "access_log = true"})
+	return n
+}
+
 // versions are the clients that a test of HTTP is to be repeated with.
 func (n *node) versions(t testing.TB) map[string]*http.Client {
 	return map[string]*http.Client{"HTTP/1.1": n.client(t), "HTTP/2": n.client2(t)}
 }
 
-// oneService starts a node and an agent whose endpoint "e" leads to the handler.
-func oneService(t testing.TB, o nodeOptions, h http.HandlerFunc) *node {
-	t.Helper()
-	n := startNode(t, o)
-	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: serve(t, h)})
-	return n
+// ways are the versions, and each once more through the agent of oneService that reads the requests.
+func (n *node) ways(t testing.TB) map[string]*http.Client {
+	all := n.versions(t)
+	for name, c := range maps.Clone(all) {
+		c := *c
+		c.Transport = naming{"read", c.Transport}
+		all[name+", read by the agent"] = &c
+	}
+	return all
+}
+
+// naming sends every request to one endpoint, whatever its host is.
+type naming struct {
+	endpoint string
+	http.RoundTripper
+}
+
+func (n naming) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("X-Piko-Endpoint", n.endpoint)
+	return n.RoundTripper.RoundTrip(r)
 }
 
 func TestRequestArrivesAsItWasSent(t *testing.T) {
@@ -44,7 +71,7 @@ func TestRequestArrivesAsItWasSent(t *testing.T) {
 			_, _ = io.WriteString(w, "short and stout")
 		}
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		for _, test := range []struct{ method, target, body string }{
 			{http.MethodGet, "/", ""},
 			{http.MethodGet, "/a%2Fb/%7Ec/..;/d?x=%41&y=a+b&z;&&=%zz", ""},
@@ -108,7 +135,7 @@ func TestResponsesWithoutABody(t *testing.T) {
 		}
 		w.WriteHeader(status)
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		for _, status := range []int{200, 204, 302, 304, 404, 500, 503} {
 			t.Run(fmt.Sprintf("%s %d", name, status), func(t *testing.T) {
 				for range 3 { // the connection must be in step for the next request
@@ -144,7 +171,7 @@ func TestChunkedBodiesAndTrailersBothWays(t *testing.T) {
 		w.Header().Set("X-Sum", fmt.Sprintf("%d %s", sum, r.Trailer.Get("X-Client-Sum")))
 		w.Header().Set(http.TrailerPrefix+"X-Unannounced", "yes")
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		t.Run(name, func(t *testing.T) {
 			content := strings.Repeat("0123456789abcdef", 4096)
 			r := request(t, http.MethodPost, at("e", "/"), io.NopCloser(io.LimitReader(strings.NewReader(content), 1<<30)))
@@ -206,7 +233,7 @@ func TestEarlyHintsArriveBeforeTheAnswer(t *testing.T) {
 			w.WriteHeader(http.StatusGatewayTimeout)
 		}
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		t.Run(name, func(t *testing.T) {
 			var link atomic.Value
 			r := request(t, http.MethodGet, at("e", "/"), nil)
@@ -246,7 +273,7 @@ func TestStreamedEventsAreFlushedAtOnce(t *testing.T) {
 			}
 		}
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		t.Run(name, func(t *testing.T) {
 			resp, err := c.Do(request(t, http.MethodGet, at("e", "/"), nil))
 			if err != nil {
@@ -281,7 +308,7 @@ func TestRequestBodyIsStreamedToTheService(t *testing.T) {
 			}
 		}
 	})
-	for name, c := range n.versions(t) {
+	for name, c := range n.ways(t) {
 		t.Run(name, func(t *testing.T) {
 			body, w := io.Pipe()
 			done := make(chan error, 1)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,8 +23,10 @@ const minute = 61 * time.Second
 func TestNothingIsCutAfterAMinute(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nodeOptions{})
+	service := serve(t, slowService)
 	startAgent(t, n, agentOptions{},
-		offer{Endpoint: "e", Addr: serve(t, slowService)},
+		offer{Endpoint: "e", Addr: service},
+		offer{Endpoint: "read", Addr: service, More: "access_log = true"},
 		offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"})
 	address, _ := startForward(t, n, "tcp")
 	tests := map[string]func() error{
@@ -33,7 +36,7 @@ func TestNothingIsCutAfterAMinute(t *testing.T) {
 			return slowCurl(t, n, "--limit-rate", "100K", "-T", writeFile(t, "upload", strings.Repeat("u", 6_200_000)))
 		},
 	}
-	for version, c := range n.versions(t) {
+	for version, c := range n.ways(t) {
 		tests["answer after a minute, "+version] = func() error { return slowAnswer(t.Context(), c) }
 		tests["events for a minute, "+version] = func() error { return slowEvents(t.Context(), c) }
 		tests["upload at 100 KB/s, "+version] = func() error { return slowUpload(t.Context(), c) }
@@ -105,10 +108,10 @@ func slowEvents(ctx context.Context, c *http.Client) error {
 			last = lines.Text()
 		}
 	}
-	if lines.Err() != nil || last != "data: end" {
-		return fmt.Errorf("ended with %q, %w", last, lines.Err())
+	if last != "data: end" {
+		return errors.Join(fmt.Errorf("ended with %q", last), lines.Err())
 	}
-	return nil
+	return lines.Err()
 }
 
 // trickle is a body that gives 10 kB ten times a second for a minute.

@@ -309,8 +309,8 @@ func TestManyShortTCPConnections(t *testing.T) {
 	}
 }
 
+// TestTCPConnectionTakesNoLongerThanItMust is not parallel: it measures.
 func TestTCPConnectionTakesNoLongerThanItMust(t *testing.T) {
-	t.Parallel()
 	n := startNode(t, nodeOptions{})
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: serveTCP(t, echo), Protocol: "tcp"})
 	address, _ := startForward(t, n, "e")
