@@ -32,10 +32,23 @@ test: tools build ## run all tests under the race detector, with real processes
 .PHONY: unit
 unit: bin/consul ## test the packages under the race detector
 	$(GO) test -race -count=1 -timeout=8m ./...
+	cd bench && $(GO) test -race -count=1 -timeout=2m ./...
 
 .PHONY: e2e
 e2e: build ## test the binaries in bin/ with curl, redis, gRPC and others
 	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout=30m ./...
+
+.PHONY: bench
+bench: build bin/bench bin/consul ## measure beside nginx, plain relays and a naive tunnel: some minutes, see bench/README.md
+	bin/bench $(BENCH)
+
+.PHONY: bench-full
+bench-full: build bin/bench bin/consul ## the same with more cases, more rounds and 10,000 tunnels: most of an hour
+	bin/bench -full $(BENCH)
+
+.PHONY: bin/bench
+bin/bench:
+	cd bench && $(GO) build -o ../bin/bench .
 
 .PHONY: tools
 tools: ## install what the tests use from Debian, if it is missing
@@ -50,6 +63,7 @@ lint: bin/golangci-lint ## look for what a tool can find
 	$(GO) vet ./...
 	bin/golangci-lint run ./...
 	cd e2e && ../bin/golangci-lint run ./...
+	cd bench && ../bin/golangci-lint run ./...
 
 bin/golangci-lint:
 	GOBIN=$(CURDIR)/bin $(GO) install $(LINTER)
@@ -75,4 +89,4 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 
 .PHONY: clean
 clean: ## remove what was built, except the linter
-	rm -f bin/pikod bin/piko-agent bin/piko-forward
+	rm -f bin/pikod bin/piko-agent bin/piko-forward bin/bench

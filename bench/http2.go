@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// http2Client keeps a number of requests running on one connection. It writes the frames itself and looks at the headers of an
+// answer no further than :status, since a full client would take more of the machine than what is measured.
+type http2Client struct {
+	conn    net.Conn
+	framer  *http2.Framer
+	headers []byte
+	streams int
+	next    uint32
+	began   map[uint32]time.Time // by stream, of what runs
+	unacked uint32               // bytes of bodies not yet given back to the window of the connection
+}
+
+func openHTTP2(addr, host string, streams int) func(time.Time) (client, error) {
+	return func(limit time.Time) (client, error) {
+		conn, err := dial(addr, limit)
+		if err != nil {
+			return nil, err
+		}
+		c := &http2Client{conn: conn, framer: http2.NewFramer(conn, conn), streams: streams, next: 1, began: map[uint32]time.Time{}}
+		c.headers = []byte{0x82, 0x86, 0x84} // :method GET, :scheme http, :path /
+		for _, f := range [][2]string{{":authority", host}, {"user-agent", "bench"}} {
+			// Literals that are never put into the table: the same bytes are good for every request.
+			c.headers = append(c.headers, 0)
+			for _, s := range f {
+				c.headers = append(append(c.headers, byte(len(s))), s...) //nolint:gosec // G115: short words
+			}
+		}
+		_, err = io.WriteString(conn, http2.ClientPreface)
+		if err == nil {
+			err = c.framer.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0})
+		}
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		return c, nil
+	}
+}
+
+func (c *http2Client) close() { _ = c.conn.Close() }
+
+// step keeps the requests running and handles one frame.
+func (c *http2Client) step(m *meter) error {
+	for len(c.began) < c.streams {
+		id := c.next
+		c.next += 2
+		c.began[id] = time.Now()
+		p := http2.HeadersFrameParam{StreamID: id, BlockFragment: c.headers, EndStream: true, EndHeaders: true}
+		if err := c.framer.WriteHeaders(p); err != nil {
+			return err
+		}
+	}
+	frame, err := c.framer.ReadFrame()
+	if err != nil {
+		return err
+	}
+	switch f := frame.(type) {
+	case *http2.SettingsFrame:
+		if !f.IsAck() {
+			return c.framer.WriteSettingsAck()
+		}
+	case *http2.PingFrame:
+		if !f.IsAck() {
+			return c.framer.WritePing(true, f.Data)
+		}
+	case *http2.RSTStreamFrame:
+		return fmt.Errorf("stream %d was reset: %s", f.StreamID, f.ErrCode)
+	case *http2.GoAwayFrame:
+		return fmt.Errorf("the server goes away: %s", f.ErrCode)
+	case *http2.HeadersFrame:
+		if !ok(f.HeaderBlockFragment()) {
+			return fmt.Errorf("the answer is not 200: % x", f.HeaderBlockFragment())
+		}
+		c.ended(m, f.StreamID, f.StreamEnded())
+	case *http2.DataFrame:
+		c.unacked += f.Length
+		m.moved(len(f.Data()))
+		c.ended(m, f.StreamID, f.StreamEnded())
+	}
+	if c.unacked < 16<<10 {
+		return nil
+	}
+	defer func() { c.unacked = 0 }()
+	return c.framer.WriteWindowUpdate(0, c.unacked)
+}
+
+func (c *http2Client) ended(m *meter, stream uint32, end bool) {
+	if !end {
+		return
+	}
+	m.exchanged(c.began[stream])
+	delete(c.began, stream)
+}
+
+// ok looks for the byte that means :status 200, which stands first, or behind one change of the table's size.
+func ok(headers []byte) bool {
+	for len(headers) > 1 && headers[0]&0xe0 == 0x20 {
+		headers = headers[1:]
+	}
+	return len(headers) > 0 && headers[0] == 0x88
+}
