@@ -172,6 +172,29 @@ func TestSilentAgentIsFound(t *testing.T) {
 	}
 }
 
+// TestSilentNodeIsFound takes 25 s, nearly all of them waiting.
+func TestSilentNodeIsFound(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, nodeOptions{})
+	admin := freeAddress(t)
+	agent := startAgent(t, n, agentOptions{More: fmt.Sprintf("[admin]\nlisten = %q", admin)},
+		offer{Endpoint: "e", Addr: serve(t, say("alive"))})
+	agent.awaitReady(t, admin)
+	n.signal(t, syscall.SIGSTOP)
+	await(t, "the agent knows that its node stands still", 27*time.Second, func() error {
+		status, _, err := fetch("http://" + admin + "/ready")
+		if err == nil && status != http.StatusServiceUnavailable {
+			err = fmt.Errorf("status %d", status)
+		}
+		return err
+	})
+	n.signal(t, syscall.SIGCONT)
+	n.awaitEndpoint(t, "e", 1)
+	if a := get(t, n.client(t), at("e", "/")); a.body != "alive" {
+		t.Errorf("after it woke: status %d %s", a.StatusCode, a.body)
+	}
+}
+
 func TestConnectionsToTheServiceAreReused(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nodeOptions{})

@@ -41,18 +41,21 @@ func dieMidBody(c *net.TCPConn) {
 func TestAnswerThatBreaksOffIsSeenAsBroken(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nodeOptions{})
-	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: serveTCP(t, dieMidBody)})
+	service := serveTCP(t, dieMidBody)
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: service},
+		offer{Endpoint: "read", Addr: service, More: "access_log = true"})
 	for version, want := range map[string]int{"--http1.1": 18, "--http2-prior-knowledge": 92} {
 		for _, path := range []string{"length-fin", "length-reset", "chunked-fin", "chunked-reset"} {
 			t.Run(version+" "+path, func(t *testing.T) {
-				for range 5 {
-					out, errs, code := curl(t, version, "-H", "x-piko-endpoint: e", "http://"+n.proxy+"/"+path)
+				for i := range 6 {
+					endpoint := "x-piko-endpoint: " + []string{"e", "read"}[i%2]
+					out, errs, code := curl(t, version, "-H", endpoint, "http://"+n.proxy+"/"+path)
 					// A reset may overtake the bytes sent before it, and then nothing was delivered: 502.
 					if strings.Contains(path, "reset") && code == 0 && strings.Contains(out, "upstream unreachable") {
 						continue
 					}
 					if code != want {
-						t.Fatalf("curl exits %d after %d bytes: %s: want %d", code, len(out), errs, want)
+						t.Fatalf("%s: curl exits %d after %d bytes: %s: want %d", endpoint, code, len(out), errs, want)
 					}
 				}
 			})
@@ -192,11 +195,13 @@ func TestUploadThatBreaksOffIsNotACleanEnd(t *testing.T) {
 		ended <- err
 	})
 	for name, head := range map[string]string{
-		"length":  "Content-Length: 100000\r\n\r\n",
-		"chunked": "Transfer-Encoding: chunked\r\n\r\n5\r\n",
+		"length":        "Host: e.piko.test\r\nContent-Length: 100000\r\n\r\n",
+		"chunked":       "Host: e.piko.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n",
+		"length, read":  "Host: read.piko.test\r\nContent-Length: 100000\r\n\r\n",
+		"chunked, read": "Host: read.piko.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n",
 	} {
 		c := connect(t, n.proxy)
-		mustWrite(t, c, "POST / HTTP/1.1\r\nHost: e.piko.test\r\n"+head+"piece\r\n")
+		mustWrite(t, c, "POST / HTTP/1.1\r\n"+head+"piece\r\n")
 		wait(t, "the service has the piece", settle, began)
 		if err := c.CloseWrite(); err != nil {
 			t.Fatal(err)

@@ -320,6 +320,39 @@ func grpcDeadline(ctx context.Context, t *testing.T, c pb.TestServiceClient, s *
 	wait(t, "the service sees the end", settle, s.cancelled)
 }
 
+func TestGRPCToAServiceOverTLS(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(ca.server(t, "internal.test"))))
+	pb.RegisterTestServiceServer(server, &grpcService{cancelled: make(chan struct{}, 1)})
+	l := listen(t)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Errorf("gRPC service: %v", err)
+		}
+	})
+	n := startNode(t, nodeOptions{})
+	tls := fmt.Sprintf("[listeners.tls]\nca = %q\nserver_name = \"internal.test\"", ca.file)
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "g", Addr: "https://" + l.Addr().String(), More: tls},
+		offer{Endpoint: "read", Addr: "https://" + l.Addr().String(), More: "access_log = true\n" + tls})
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), time.Minute)
+	defer cancel()
+	for _, endpoint := range []string{"g", "read"} {
+		c, err := grpc.NewClient("passthrough:///"+n.proxy, grpc.WithNoProxy(), grpc.WithAuthority(endpoint+".piko.test"),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		t.Run(endpoint+" unary", func(t *testing.T) { grpcUnary(ctx, t, pb.NewTestServiceClient(c)) })
+		t.Run(endpoint+" both stream", func(t *testing.T) { grpcDuplex(ctx, t, pb.NewTestServiceClient(c)) })
+		t.Run(endpoint+" error", func(t *testing.T) { grpcError(ctx, t, pb.NewTestServiceClient(c)) })
+	}
+}
+
 func TestGRPCWithoutAServiceIsUnavailable(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nodeOptions{Proxy: `endpoint_wait = "0s"`})

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,6 +91,28 @@ func TestAgentWaitsForAServerThatIsNotThereYet(t *testing.T) {
 	n.awaitEndpoint(t, "e", -1)
 	if a := get(t, n.client(t), at("e", "/")); a.body != "ok" {
 		t.Errorf("status %d %s", a.StatusCode, a.body)
+	}
+}
+
+func TestSocketsLeftByACrashAreTakenOver(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "piko") // the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	n := &node{upstream: freeAddress(t), admin: freeAddress(t)}
+	n.file = writeFile(t, "pikod.toml", fmt.Sprintf(
+		"[proxy]\nlisten = \"unix:%s/proxy\"\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n", dir, n.upstream, n.admin))
+	n.run(t)
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: serve(t, say("ok"))})
+	for range 2 {
+		n.awaitEndpoint(t, "e", -1)
+		if out, errs, code := curl(t, "--unix-socket", dir+"/proxy", "http://e.piko.test/"); code != 0 || out != "ok" {
+			t.Errorf("curl exits %d with %q %s", code, out, errs)
+		}
+		n.kill(t)
+		n.run(t)
 	}
 }
 

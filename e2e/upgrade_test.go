@@ -27,8 +27,15 @@ func TestAnyUpgradeBecomesATwoWayStream(t *testing.T) {
 		_, _ = io.Copy(c, rw)
 		_, _ = io.WriteString(c, "goodbye")
 	})
+	for _, endpoint := range []string{"e", "read"} {
+		t.Run(endpoint, func(t *testing.T) { upgradeAndTalk(t, n, endpoint) })
+	}
+}
+
+func upgradeAndTalk(t *testing.T, n *node, endpoint string) {
 	c := connect(t, n.proxy)
-	mustWrite(t, c, "GET /chat HTTP/1.1\r\nHost: e.piko.test\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\nearly ")
+	mustWrite(t, c, "GET /chat HTTP/1.1\r\nHost: "+endpoint+".piko.test\r\nConnection: Upgrade\r\n"+
+		"Upgrade: echo/1\r\n\r\nearly ")
 	r := bufio.NewReader(c)
 	resp := nextAnswer(t, r)
 	if resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("Upgrade") != "echo/1" ||
@@ -51,8 +58,9 @@ func TestUpgradeThatTheServiceRefusesIsAnOrdinaryAnswer(t *testing.T) {
 	n := oneService(t, nodeOptions{}, say("no upgrade here"))
 	c := connect(t, n.proxy)
 	r := bufio.NewReader(c)
-	for range 3 { // on one connection: it must stay in step
-		mustWrite(t, c, "GET / HTTP/1.1\r\nHost: e.piko.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+	for i := range 6 { // on one connection: it must stay in step
+		endpoint := []string{"e", "read"}[i%2]
+		mustWrite(t, c, "GET / HTTP/1.1\r\nHost: "+endpoint+".piko.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 		if a := nextAnswer(t, r); a.StatusCode != 200 || a.body != "no upgrade here" {
 			t.Fatalf("status %d %q: want 200 of the service", a.StatusCode, a.body)

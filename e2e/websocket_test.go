@@ -56,9 +56,14 @@ func TestWebSocketPassesThrough(t *testing.T) {
 	n := oneService(t, nodeOptions{}, echoWebSocket)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	for _, mode := range []websocket.CompressionMode{websocket.CompressionDisabled, websocket.CompressionContextTakeover} {
+	for i, mode := range []websocket.CompressionMode{websocket.CompressionDisabled, websocket.CompressionContextTakeover,
+		websocket.CompressionContextTakeover} {
 		t.Run(fmt.Sprintf("compression %d", mode), func(t *testing.T) {
-			ws, err := webSocket(ctx, n.client(t), "/chat", websocket.DialOptions{
+			c := n.client(t)
+			if i > 1 {
+				c.Transport = naming{"read", c.Transport}
+			}
+			ws, err := webSocket(ctx, c, "/chat", websocket.DialOptions{
 				Subprotocols: []string{"first", "second"}, CompressionMode: mode})
 			if err != nil {
 				t.Fatal(err)
