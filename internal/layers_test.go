@@ -36,7 +36,7 @@ var layers = map[string]room{
 	".":                            {2, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/admin":               {2, []string{"internal/config"}},
 	"internal/auth":                {2, []string{"internal/config", "internal/endpoint"}},
-	"internal/daemon/daemontest":   {0, nil},
+	"internal/daemon/daemontest":   {2, []string{"internal/config"}},
 	"internal/cluster":             {2, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel"}},
 	"internal/config/reference":    {2, []string{"internal/config"}},
 	"internal/tlsconf":             {2, []string{"internal/config"}},

@@ -120,8 +120,8 @@ type Cluster struct {
 	Secret Secret `toml:"secret" reload:"restart"`
 	// File that holds `secret`.
 	SecretFile File `toml:"secret_file" reload:"restart" into:"Secret"`
-	// Mutual TLS between the nodes.
-	TLS PeerTLS `toml:"tls"`
+	// Mutual TLS between the nodes. A node takes other files when it is restarted.
+	TLS PeerTLS `toml:"tls" reload:"restart"`
 }
 
 // Consul holds the settings of the connection to Consul.

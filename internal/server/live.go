@@ -54,8 +54,9 @@ func (n *live) authenticate(version string) error {
 			n.agents.Tenants, n.clients.Tenants = map[string]*auth.Verifier{}, map[string]*auth.Verifier{}
 		}
 		key := fmt.Sprintf("upstream.tenants %q", t.ID)
-		n.agents.Tenants[t.ID] = verifier(key, t.Auth, auth.Agent)
-		n.clients.Tenants[t.ID] = verifier(key, t.Auth, auth.Client)
+		if n.agents.Tenants[t.ID] = verifier(key, t.Auth, auth.Agent); n.agents.Tenants[t.ID] != nil {
+			n.clients.Tenants[t.ID] = verifier(key, t.Auth, auth.Client) // else it would only say the same again
+		}
 	}
 	return err
 }
