@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pikoproxy/piko/internal/cluster"
@@ -38,6 +39,7 @@ type membership struct {
 	table     *cluster.Table
 	peers     *cluster.Peers
 	directory *consul.Directory // after locate
+	shed      prometheus.Counter
 }
 
 // newMembership checks the settings and adds to the options of the router what it needs in a cluster.
@@ -73,6 +75,10 @@ func newMembership(s *Server, routing *router.Options) (*membership, error) {
 	if _, err := consul.New(m.options(trial)); err != nil {
 		return nil, err
 	}
+	m.shed = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "piko_server_sessions_shed_total", Help: "Sessions handed over to nodes that have fewer.",
+	})
+	s.registry.MustRegister(m.shed)
 	routing.Local, routing.Remotes, routing.Zone = m.local, remotes{m}, c.Cluster.Zone
 	return m, nil
 }
@@ -147,6 +153,7 @@ func (m *membership) locate() error {
 func (m *membership) start(life context.Context, group *errgroup.Group) {
 	group.Go(func() error { return m.peers.Run(life) })
 	group.Go(func() error { return m.directory.Run(life) })
+	group.Go(func() error { return m.rebalance(life) })
 	group.Go(func() error { return m.server.serve(life, clusterListener, m.server.listeners.get(clusterListener)) })
 }
 
@@ -220,16 +227,26 @@ func (m *membership) draining() {
 	m.directory.SetState(cluster.Draining)
 }
 
-// handOver waits, if there is another node to go to, until the agents that were asked to have gone there.
+// handOver waits, if there is another node to go to, until the agents that were asked to have gone there. Classic agents
+// can't be asked: their sessions end as soon as nothing runs on them, while this node still opens streams on the others.
 func (m *membership) handOver(ctx context.Context) {
 	if !slices.ContainsFunc(m.table.Nodes(), func(r *cluster.Remote) bool { return r.Standing() == cluster.Good }) {
 		return
 	}
+	drain := ctx
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	tick := time.NewTicker(handOverLook)
 	defer tick.Stop()
+	ended := map[*session]bool{}
 	for m.local.Len() > 0 {
+		m.server.router.CloseIdle() // or they would count as running
+		for _, x := range m.server.sessions.list() {
+			if x.tunnel.Classic() && x.tunnel.Streams() == 0 && !ended[x] {
+				ended[x] = true
+				m.server.sessions.spawn(func() { _ = x.tunnel.Shutdown(drain) }) // a stream cut by the deadline is counted below
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
