@@ -37,8 +37,10 @@ type running struct {
 	server *server.Server
 	log    *test.Hook
 	client *http.Client
-	stop   func()     // begins the drain
-	ended  chan error // what Run returned
+	stop   func() // begins the drain
+
+	settings config.Pikod // in use
+	ended    chan error   // what Run returned
 }
 
 // start runs a node until the end of the test.
@@ -65,7 +67,7 @@ func start(t *testing.T, change func(*config.Pikod)) *running {
 	ctx, cancel := context.WithCancel(t.Context())
 	n := &running{
 		t: t, server: s, log: hook, client: &http.Client{Transport: &http.Transport{}},
-		stop: cancel, ended: make(chan error, 1),
+		stop: cancel, ended: make(chan error, 1), settings: c,
 	}
 	done := make(chan struct{})
 	go func() {
