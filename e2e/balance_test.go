@@ -13,7 +13,7 @@ import (
 )
 
 func TestRequestsAreSharedOut(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := startNode(t, nodeOptions{})
 	var counts [3]atomic.Int32
 	for i := range counts {

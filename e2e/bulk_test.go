@@ -64,7 +64,7 @@ func checkSum(t testing.TB, what, got string, err error) {
 }
 
 func TestOneGibibyteEachWayOverHTTP(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := oneService(t, nodeOptions{}, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
 			_ = pour(w)
@@ -99,7 +99,7 @@ func TestOneGibibyteEachWayOverHTTP(t *testing.T) {
 }
 
 func TestLargeBodiesBothWaysAtOnce(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	const size = 64 << 20
 	n := oneService(t, nodeOptions{}, echoBody)
 	want, err := sum(io.LimitReader(newFlood(), size))
@@ -119,7 +119,7 @@ func TestLargeBodiesBothWaysAtOnce(t *testing.T) {
 }
 
 func TestOneGibibyteEachWayOverTCP(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := startNode(t, nodeOptions{})
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "bulk", Protocol: "tcp", Addr: serveTCP(t, func(c *net.TCPConn) {
 		order := make([]byte, 1)

@@ -36,7 +36,7 @@ func listenClassic(t testing.TB, n *node, endpoint string, v classic.Version) *c
 var classicVersions = []classic.Version{classic.V081, classic.V090}
 
 func TestClassicAgentServesHTTP(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := startNode(t, nodeOptions{})
 	startClassic(t, n, "E", classic.V090, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {

@@ -9,7 +9,7 @@ import (
 )
 
 func TestManyRequestsAllSucceed(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := startNode(t, nodeOptions{})
 	agent := startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: serve(t, say("small"))})
 	const requests, workers = 10_000, 32

@@ -130,7 +130,7 @@ func (q question) request(ctx context.Context) (*http.Request, error) {
 }
 
 func TestNoAnswerIsEverMixedUp(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := startNode(t, nodeOptions{})
 	endpoints := []string{"one", "two", "read"}
 	var offers []offer

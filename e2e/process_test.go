@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -202,6 +203,15 @@ func wait[T any](t testing.TB, what string, within time.Duration, c <-chan T) (v
 		t.Fatalf("%s: not within %s", what, within)
 	}
 	return v
+}
+
+var heavy sync.Mutex
+
+// parallel lets a test run beside others, except beside another one that keeps the processors busy, too.
+func parallel(t *testing.T) {
+	t.Parallel()
+	heavy.Lock()
+	t.Cleanup(heavy.Unlock)
 }
 
 var ports atomic.Int32

@@ -133,7 +133,7 @@ func TestAnswerThatComesBeforeTheBodyIsRead(t *testing.T) {
 }
 
 func TestAThousandRequestsAtOnce(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	const count = 1000
 	var inside atomic.Int32
 	all := make(chan struct{}, count)

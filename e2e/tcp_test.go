@@ -274,7 +274,7 @@ func TestTCPOverWebSocketForClassicClients(t *testing.T) {
 }
 
 func TestManyShortTCPConnections(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	n := startNode(t, nodeOptions{})
 	agent := startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: serveTCP(t, echo), Protocol: "tcp"})
 	address, forward := startForward(t, n, "e")

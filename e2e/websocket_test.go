@@ -54,7 +54,7 @@ func webSocket(ctx context.Context, c *http.Client, path string, o websocket.Dia
 func TestWebSocketPassesThrough(t *testing.T) {
 	t.Parallel()
 	n := oneService(t, nodeOptions{}, echoWebSocket)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for i, mode := range []websocket.CompressionMode{websocket.CompressionDisabled, websocket.CompressionContextTakeover,
 		websocket.CompressionContextTakeover} {
