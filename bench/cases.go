@@ -16,10 +16,22 @@ type trial struct {
 	bulk    bool // counted in bytes, not in exchanges
 	full    bool // not in the short run
 	open    func(t *target) opener
+
+	// variants are names among the targets that stand for another load on one of them, to compare the two in each round.
+	variants map[string]variant
 }
 
-// Names of trials that the goals look at.
+type variant struct {
+	target  string
+	clients int
+	open    func(t *target) opener
+}
+
+// Names of variants and trials that the goals look at.
 const (
+	pikoFew   = "piko, HTTP/1.1, 64 connections"
+	pikoPlain = "piko, TCP echo"
+
 	trialOne      = "HTTP/1.1, 1 connection"
 	trialMany     = "HTTP/1.1, 64 connections"
 	trialCrowd    = "HTTP/1.1, 256 connections"
@@ -60,7 +72,10 @@ func trials() []trial {
 		{name: trialCalm, targets: web, others: "http", clients: 4, full: true, open: small},
 		{name: "HTTP/1.1, 32 connections", targets: web, others: "http", clients: 32, full: true, open: small},
 		{name: trialMany, targets: web, others: "http", clients: 64, open: small},
-		{name: trialCrowd, targets: web, others: "http", clients: 256, open: small},
+		{
+			name: trialCrowd, targets: []string{nginx, pikoName, pikoFew}, others: "http", clients: 256, open: small,
+			variants: map[string]variant{pikoFew: {pikoName, 64, small}},
+		},
 		{
 			name: "HTTP/1.1, 64 connections, no access log", targets: []string{nginxMute, pikoName, pikoMute}, clients: 64, open: small,
 		},
@@ -81,8 +96,16 @@ func trials() []trial {
 			q.addr = t.https
 			return openHTTP1(q)
 		}},
-		{name: trialHTTP2, targets: web, clients: 8, open: func(t *target) opener { return openHTTP2(t.h2, t.host, 8) }},
-		{name: trialSocket, targets: web, others: "http", clients: 32, open: func(t *target) opener { return openWebSocket(t.http, t.host) }},
+		{
+			name: trialHTTP2, targets: []string{nginx, pikoName, pikoFew}, clients: 8,
+			open:     func(t *target) opener { return openHTTP2(t.h2, t.host, 8) },
+			variants: map[string]variant{pikoFew: {pikoName, 64, small}},
+		},
+		{
+			name: trialSocket, targets: []string{nginx, pikoName, pikoPlain}, others: "http", clients: 32,
+			open:     func(t *target) opener { return openWebSocket(t.http, t.host) },
+			variants: map[string]variant{pikoPlain: {pikoName, 32, echoes}},
+		},
 		{name: trialBeside, targets: web, others: "http", clients: 4, open: func(t *target) opener { return beside(ask(t, nil), false) }},
 		{name: trialSlowPeer, targets: web, others: "http", clients: 4, open: func(t *target) opener { return beside(ask(t, nil), true) }},
 		{name: "TCP echo, 1 connection", targets: tcp, others: "tcp", clients: 1, full: true, open: echoes},
@@ -133,11 +156,15 @@ func (l *lab) try(t trial, p plan) (samples, error) {
 			if round%2 == 1 {
 				i = len(names) - 1 - i
 			}
-			target, err := l.target(names[i])
+			v, ok := t.variants[names[i]]
+			if !ok {
+				v = variant{names[i], t.clients, t.open}
+			}
+			target, err := l.target(v.target)
 			if err != nil {
 				return nil, err
 			}
-			s, err := load(target, t.clients, p.warm, p.length, t.open(target))
+			s, err := load(target, v.clients, p.warm, p.length, v.open(target))
 			if err != nil {
 				return nil, err
 			}

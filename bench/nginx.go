@@ -56,7 +56,7 @@ func (l *lab) nginx(log bool) (*target, error) {
 	n := fmt.Sprint(len(l.list))
 	where := "off"
 	if log {
-		where = filepath.Join(l.dir, "nginx-"+n+"-access.log")
+		where = filepath.Join(l.logs, "nginx-"+n+"-access.log")
 	}
 	user := ""
 	if root() {

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	startLimit = 60 * time.Second
+	startLimit = 3 * time.Minute
 	stopLimit  = 20 * time.Second
 
 	// tick is the unit of times in /proc, 1/100 s on every Linux that Go runs on.
@@ -34,13 +34,13 @@ type group struct {
 
 // groups are all that have been started, oldest first.
 type groups struct {
-	dir  string // for what they print
+	logs string // the folder for what they print
 	list []*group
 }
 
 // start starts a command in a process group of its own. What it prints goes to a file, as under a service manager.
 func (gs *groups) start(label string, args ...string) (*group, error) {
-	log := filepath.Join(gs.dir, fmt.Sprintf("%d-%s.log", len(gs.list), label))
+	log := filepath.Join(gs.logs, fmt.Sprintf("%d-%s.log", len(gs.list), label))
 	out, err := os.Create(log)
 	if err != nil {
 		return nil, err

@@ -13,8 +13,9 @@ import (
 // row is a line of the table: what one target did in one trial, each number the median of its rounds.
 type row struct {
 	trial, target string
-	rate          float64 // exchanges or MB in a second
-	share         float64 // of the reference's rate in the same round
+	rate          float64            // exchanges or MB in a second
+	shares        map[string]float64 // of each target's rate in the same round
+	share         float64            // the same of the reference
 	p50, p99      time.Duration
 	slower        float64            // p99 as a multiple of the reference's in the same round
 	cpu           map[string]float64 // microseconds for an exchange, or for a MB
@@ -37,13 +38,17 @@ func rows(t trial, found samples) []row {
 	})
 	var list []row
 	for _, name := range names {
-		list = append(list, summary(t, name, found[name], found[t.targets[0]]))
+		r := summary(t, name, found[name], found[t.targets[0]])
+		for other, all := range found {
+			r.shares[other] = summary(t, name, found[name], all).share
+		}
+		list = append(list, r)
 	}
 	return list
 }
 
 func summary(t trial, name string, all, reference []sample) row {
-	r := row{trial: t.name, target: name, bulk: t.bulk, cpu: map[string]float64{}, allocs: map[string]float64{}}
+	r := row{trial: t.name, target: name, bulk: t.bulk, shares: map[string]float64{}, cpu: map[string]float64{}, allocs: map[string]float64{}}
 	over := func(value func(s, ref sample) float64) float64 {
 		values := make([]float64, len(all))
 		for i, s := range all {

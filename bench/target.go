@@ -83,6 +83,7 @@ func fetch(url, host string) (string, error) {
 // lab starts targets when a case first asks for them.
 type lab struct {
 	groups
+	dir     string // for their files. Logs are apart from settings: a process that watches its settings would see each line
 	bin     string
 	pprof   bool
 	others  map[string]string // command by name
@@ -95,12 +96,16 @@ type lab struct {
 }
 
 func newLab(dir, bin string, others map[string]string) (*lab, error) {
-	l := &lab{groups: groups{dir: dir}, bin: bin, others: others, ready: map[string]*target{}}
+	l := &lab{groups: groups{logs: filepath.Join(dir, "logs")}, dir: filepath.Join(dir, "files"), bin: bin, others: others}
+	l.ready = map[string]*target{}
+	if err := errors.Join(os.Mkdir(l.logs, 0o700), os.Mkdir(l.dir, 0o700)); err != nil {
+		return nil, err
+	}
 	if err := freePorts(&l.webAddr, &l.tcpAddr); err != nil {
 		return nil, err
 	}
 	var err error
-	if l.cert, err = newCertificate(dir); err != nil {
+	if l.cert, err = newCertificate(l.dir); err != nil {
 		return nil, err
 	}
 	if l.web, err = l.startRole("@service", l.webAddr, l.tcpAddr); err != nil {
