@@ -35,7 +35,8 @@ func (m *membership) rebalance(ctx context.Context) error {
 			continue
 		}
 		n := surplus(s.now().config.Upstream.Rebalance, len(all)-len(asked), counts)
-		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		swap := func(i, j int) { all[i], all[j] = all[j], all[i] }
+		rand.Shuffle(len(all), swap) //nolint:gosec // spreads load; who guesses it gains nothing
 		for _, x := range all {
 			if n == 0 {
 				break
