@@ -11,7 +11,7 @@ LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: help
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/pikod, bin/piko-agent and bin/piko-forward, static and stamped with the version
@@ -35,7 +35,7 @@ unit: bin/consul ## test the packages under the race detector
 	cd bench && $(GO) test -race -count=1 -timeout=2m ./...
 
 .PHONY: e2e
-e2e: build ## test the binaries in bin/ with curl, redis, gRPC and others
+e2e: build bin/consul ## test the binaries in bin/ with curl, redis, gRPC, Consul and others
 	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout=30m ./...
 
 .PHONY: bench
@@ -49,6 +49,10 @@ bench-full: build bin/bench bin/consul ## the same with more cases, more rounds 
 .PHONY: bin/bench
 bin/bench:
 	cd bench && $(GO) build -o ../bin/bench .
+
+.PHONY: test-cluster
+test-cluster: build bin/consul ## fail nodes, Consul and the network between them for long: half an hour, as root for network namespaces
+	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=cluster -count=1 -v -timeout=60m -run='^TestLong' .
 
 .PHONY: tools
 tools: ## install what the tests use from Debian, if it is missing
@@ -90,3 +94,5 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 .PHONY: clean
 clean: ## remove what was built, except the linter
 	rm -f bin/pikod bin/piko-agent bin/piko-forward bin/bench
+
+include packaging/rules.mk

@@ -9,41 +9,20 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-)
 
-// startConsul runs a real Consul that keeps all in memory, and gives the address of its API.
-func startConsul(t testing.TB) (api string, p *process) {
-	t.Helper()
-	port := func() (address, port string) {
-		address = freeAddress(t)
-		_, port, _ = strings.Cut(address, ":")
-		return address, port
-	}
-	api, apiPort := port()
-	_, rpc := port()
-	_, serf := port()
-	p = start(t, nil, "consul", "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=error",
-		"-http-port="+apiPort, "-server-port="+rpc, "-serf-lan-port="+serf, "-serf-wan-port=-1", "-grpc-port=-1",
-		"-grpc-tls-port=-1", "-dns-port=-1", "-hcl=leave_on_terminate=true")
-	await(t, "Consul has a leader", 2*settle, func() error {
-		status, body, err := fetch("http://" + api + "/v1/status/leader")
-		if err == nil && (status != http.StatusOK || !strings.Contains(string(body), ":")) {
-			err = fmt.Errorf("status %d: %s", status, body)
-		}
-		return err
-	})
-	return api, p
-}
+	"github.com/pikoproxy/piko/internal/pikotest/consultest"
+)
 
 // cluster is a number of nodes, with a balancer before each of their listeners for agents and clients. The balancer takes
 // only nodes that say they are ready.
 type cluster struct {
+	consul           *consultest.Consul
 	nodes            []*node
+	peers            []string // the addresses of the cluster listeners
 	upstreams, proxy string
 	ready            []atomic.Bool
 }
@@ -51,11 +30,10 @@ type cluster struct {
 // startCluster runs n nodes that know each other. top are lines of TOML for the head of each pikod.toml.
 func startCluster(t testing.TB, n int, top string) *cluster {
 	t.Helper()
-	api, _ := startConsul(t)
-	c := &cluster{ready: make([]atomic.Bool, n)}
+	c := &cluster{consul: consultest.Start(t, consultest.Options{}), ready: make([]atomic.Bool, n)}
 	for i := range n {
-		more := fmt.Sprintf("[cluster]\nnode_id = \"n%d\"\nlisten = %q\nsecret = \"a secret for tests only\"\n[consul]\naddress = %q\n",
-			i+1, freeAddress(t), api)
+		c.peers = append(c.peers, freeAddress(t))
+		more := membership(fmt.Sprint("n", i+1), c.peers[i], clusterSecret, c.consul.HTTP)
 		c.nodes = append(c.nodes, startNode(t, nodeOptions{Top: top, More: more, Proxy: "access_log = false"}))
 	}
 	c.awaitAll(t)
@@ -63,6 +41,13 @@ func startCluster(t testing.TB, n int, top string) *cluster {
 	c.upstreams = c.balance(t, func(n *node) string { return n.upstream })
 	c.proxy = c.balance(t, func(n *node) string { return n.proxy })
 	return c
+}
+
+const clusterSecret = "a secret for tests only"
+
+// membership is the part of pikod.toml that makes a node one of a cluster.
+func membership(id, peers, secret, consul string) string {
+	return fmt.Sprintf("[cluster]\nnode_id = %q\nlisten = %q\nsecret = %q\n[consul]\naddress = %q\n", id, peers, secret, consul)
 }
 
 // states is what a node says of all nodes.
@@ -86,9 +71,9 @@ func (n *node) states() (map[string]string, error) {
 }
 
 // awaitAll waits until every node takes every node for up.
-func (c *cluster) awaitAll(t testing.TB) {
+func (c *cluster) awaitAll(t testing.TB) time.Duration {
 	t.Helper()
-	await(t, "the nodes know each other", 2*settle, func() error {
+	return await(t, "the nodes know each other", 3*settle, func() error {
 		for _, n := range c.nodes {
 			states, err := n.states()
 			if err != nil {
@@ -176,74 +161,6 @@ func splice(a, b *net.TCPConn) {
 	_ = b.Close()
 }
 
-// load sends requests at a steady rate and counts what fails.
-type load struct {
-	sent, failed atomic.Int64
-	mu           sync.Mutex
-	failures     []string
-	stop         func()
-}
-
-// startLoad sends rate requests a second for an endpoint to an address until stop is called, which waits for the last.
-func startLoad(t testing.TB, address, endpoint string, rate int) *load {
-	l := &load{}
-	transport := &http.Transport{DialContext: dialTo(address), MaxIdleConnsPerHost: 64}
-	client := &http.Client{Transport: transport, Timeout: 30 * time.Second}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(time.Second / time.Duration(rate))
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				wg.Go(func() { l.one(client, at(endpoint, "/")) })
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	var once sync.Once
-	l.stop = func() {
-		once.Do(func() { cancel(); wg.Wait(); transport.CloseIdleConnections() })
-	}
-	t.Cleanup(l.stop)
-	return l
-}
-
-func (l *load) one(client *http.Client, url string) {
-	l.sent.Add(1)
-	began := time.Now()
-	err := func() error {
-		resp, err := client.Get(url)
-		if err != nil {
-			return err
-		}
-		body, err := io.ReadAll(resp.Body)
-		if err := errors.Join(err, resp.Body.Close()); err != nil {
-			return err
-		}
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("status %d: %s", resp.StatusCode, body)
-		}
-		return nil
-	}()
-	if err == nil {
-		return
-	}
-	l.failed.Add(1)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.failures = append(l.failures, fmt.Sprintf("%s after %s: %v", began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))
-}
-
-// shown is the first few failures.
-func (l *load) shown() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(l.failures[:min(len(l.failures), 10)], "\n")
-}
-
 // routed waits until every node can reach the endpoint.
 func (c *cluster) routed(t testing.TB, endpoint string) {
 	t.Helper()
@@ -269,4 +186,50 @@ func (c *cluster) holders(endpoint string) []int {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// sessions is how many upstreams of an endpoint each node has; none for one that does not answer.
+func (c *cluster) sessions(endpoint string) (each []int, sum int) {
+	for _, n := range c.nodes {
+		have, err := n.endpoints()
+		if err != nil {
+			have = nil
+		}
+		each = append(each, have[endpoint])
+		sum += have[endpoint]
+	}
+	return each, sum
+}
+
+// awaitSessions waits until the nodes together have exactly that many upstreams of an endpoint.
+func (c *cluster) awaitSessions(t testing.TB, endpoint string, want int, within time.Duration) time.Duration {
+	t.Helper()
+	return await(t, fmt.Sprintf("%d sessions with %s", want, endpoint), within, func() error {
+		each, sum := c.sessions(endpoint)
+		if sum != want {
+			return fmt.Errorf("there are %v", each)
+		}
+		return nil
+	})
+}
+
+// pick gives the number of a node that is ready.
+func (c *cluster) pick(turn int) (int, error) {
+	for k := range c.nodes {
+		if i := (turn + k) % len(c.nodes); c.ready[i].Load() {
+			return i, nil
+		}
+	}
+	return 0, errors.New("no node is ready")
+}
+
+// agents runs agents that reach the cluster through its balancer and keep two sessions each.
+func (c *cluster) agents(t testing.TB, count int, offers ...offer) {
+	t.Helper()
+	for range count {
+		launchAgent(t, c.nodes[0], agentOptions{URL: "http://" + c.upstreams, Connect: "connections = 2"}, offers...)
+	}
+	for _, o := range offers {
+		c.awaitSessions(t, o.Endpoint, 2*count, settle)
+	}
 }
