@@ -104,7 +104,7 @@ func (c *Client) Listen(ctx context.Context, name string, opts ...ListenOption) 
 	}
 	l.pool = p
 	l.waiting = !l.background
-	old, err := p.add(l)
+	old, err := p.add(l) //nolint:contextcheck // places belong to the pool, and not to the caller
 	if err != nil {
 		return nil, fmt.Errorf("listen on %q: %w", canonical, err)
 	}

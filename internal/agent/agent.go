@@ -212,7 +212,7 @@ func (a *Agent) offer(ctx context.Context) {
 	a.mu.Lock()
 	a.life = &lifetime{ctx, cut}
 	for _, l := range a.current.Load().listeners {
-		a.startLocked(l)
+		a.startLocked(l) //nolint:contextcheck // what is started belongs to Run, and not to the caller
 	}
 	a.mu.Unlock()
 	<-ctx.Done()

@@ -21,7 +21,7 @@ func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Chang
 	if !ok {
 		return daemon.Change{}, errors.New("these are not settings of an agent")
 	}
-	return r.a.Prepare(s.c)
+	return r.a.Prepare(s.c) //nolint:contextcheck // what is started belongs to Run, and not to the caller
 }
 
 // Prepare builds what the agent needs for other settings; see [daemon.Reloader]. What the change means for requests:

@@ -267,7 +267,7 @@ func (x *Console) fail(err error) {
 func (x *Console) Run(ctx context.Context) error {
 	x.mu.Lock()
 	x.ctx = ctx
-	x.beginLocked(x.face.Load())
+	x.beginLocked(x.face.Load()) //nolint:contextcheck // it takes the context of Run, which this is
 	x.serveLocked()
 	x.mu.Unlock()
 	var err error

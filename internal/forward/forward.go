@@ -176,7 +176,7 @@ func (f *Forwarder) forward(ctx context.Context) {
 	f.mu.Lock()
 	f.life = &lifetime{ctx, cut}
 	for _, one := range f.current.Load().forwards {
-		f.startLocked(one)
+		f.startLocked(one) //nolint:contextcheck // what is started belongs to Run, and not to the caller
 	}
 	f.mu.Unlock()
 	if f.options.Ready != nil {

@@ -18,7 +18,7 @@ func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Chang
 	if !ok {
 		return daemon.Change{}, errors.New("these are not settings of a forwarder")
 	}
-	return r.f.Prepare(s.c)
+	return r.f.Prepare(s.c) //nolint:contextcheck // what is started belongs to Run, and not to the caller
 }
 
 // Prepare builds what the forwarder needs for other settings, and opens the listeners that are new; see [daemon.Reloader].

@@ -26,7 +26,7 @@ func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Chang
 	if !ok {
 		return daemon.Change{}, errors.New("these are not settings of a node")
 	}
-	return r.s.Prepare(n.c)
+	return r.s.Prepare(n.c) //nolint:contextcheck // what is started belongs to Run, and not to the caller
 }
 
 // Prepare builds what the node needs for other settings; see [daemon.Reloader].
@@ -121,10 +121,10 @@ func (s *Server) begin(life context.Context, group *errgroup.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life, s.group = life, group
-	s.beginLocked(s.now())
+	s.beginLocked(s.now()) //nolint:contextcheck // it takes the context of Run, which life is
 	for _, name := range s.listeners.names() {
 		if name != clusterListener { // the peers serve it
-			s.serveLocked(name, s.listeners.get(name))
+			s.serveLocked(name, s.listeners.get(name)) //nolint:contextcheck // likewise
 		}
 	}
 }
