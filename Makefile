@@ -51,7 +51,7 @@ bin/bench:
 	cd bench && $(GO) build -o ../bin/bench .
 
 .PHONY: test-cluster
-test-cluster: build bin/consul ## fail nodes, Consul and the network between them for long: half an hour, as root for network namespaces
+test-cluster: build bin/consul ## restart, kill and stop nodes and Consul for long: a quarter of an hour
 	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=cluster -count=1 -v -timeout=60m -run='^TestLong' .
 
 .PHONY: tools

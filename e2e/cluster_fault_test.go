@@ -47,7 +47,8 @@ func TestClusterSurvivesAKill(t *testing.T) {
 			t.Logf("a new request took long: %s", x)
 		}
 	}
-	t.Logf("%d of %d requests were on the node or sent to it and failed; %d new ones took more than 1 s", inFlight, f.sent.Load(), slow)
+	t.Logf("%d of %d requests were on the node or sent to it and failed; %d new ones took more than 1 s", inFlight,
+		f.sent.Load(), slow)
 	complain(t, wrong, f.sent.Load())
 	c.nodes[victim].run(t)
 	t.Logf("the cluster is whole %s after the kill", (time.Since(killed) + c.awaitAll(t)).Round(time.Millisecond))

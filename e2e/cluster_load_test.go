@@ -40,7 +40,8 @@ type failure struct {
 }
 
 func (f failure) String() string {
-	return fmt.Sprintf("%s through n%d at %s, after %s: %v", f.what, f.node+1, f.began.Format("05.000"), f.ended.Sub(f.began), f.err)
+	return fmt.Sprintf("%s through n%d at %s, after %s: %v", f.what, f.node+1, f.began.Format("05.000"),
+		f.ended.Sub(f.began), f.err)
 }
 
 // loadService answers what traffic asks: at once, after some seconds, or as a WebSocket.

@@ -20,3 +20,5 @@ func TestLongStop(t *testing.T) { stoppedNode(t, 30*time.Second) }
 func TestLongBalance(t *testing.T) { balanced(t, 10_000, 2) }
 
 func TestLongLossOfConsul(t *testing.T) { consulGone(t, 3*time.Minute) }
+
+func TestLongPropagation(t *testing.T) { propagation(t, 100) }

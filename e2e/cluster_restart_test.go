@@ -33,7 +33,9 @@ func classicRollingRestart(t *testing.T, rounds int, pause time.Duration) {
 	c := startCluster(t, 3, "drain_notice = \"1s\"\ndrain_timeout = \"20s\"")
 	const agents = 4
 	for i := range agents {
-		a, err := classic.Listen(t.Context(), classic.Options{URL: "http://" + c.upstreams, Endpoint: "e", Version: classicVersions[i%2]})
+		a, err := classic.Listen(t.Context(), classic.Options{
+			URL: "http://" + c.upstreams, Endpoint: "e", Version: classicVersions[i%2],
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +65,8 @@ func (c *cluster) roll(t *testing.T, rounds int, pause time.Duration, forward st
 			took := time.Since(stopped)
 			m.run(t)
 			c.awaitAll(t)
-			t.Logf("%s stopped in %s, was back after %s", name, took.Round(time.Millisecond), time.Since(stopped).Round(time.Millisecond))
+			t.Logf("%s stopped in %s, was back after %s", name, took.Round(time.Millisecond),
+				time.Since(stopped).Round(time.Millisecond))
 		}
 	}
 	c.awaitSessions(t, "e", sessions, settle)
