@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,5 +118,41 @@ func TestANodeReadyOnlyWithTheDirectory(t *testing.T) {
 	}
 	if got := a.get(a.url("admin", "/metrics")); !strings.Contains(got.body, "piko_cluster_peers{status=\"up\"} 0") {
 		t.Error("no metric counts the peers")
+	}
+}
+
+// A stopped node's agents are elsewhere before its streams for peers end, and nobody notices.
+func TestANodeThatStopsTakesNoRequestWithIt(t *testing.T) {
+	c := consultest.Start(t, consultest.Options{})
+	a := member(t, c, "a", nil)
+	b := member(t, c, "b", nil)
+	a.wantNodes("a up 0", "b up 0")
+	b.wantNodes("a up 0", "b up 0")
+	b.agent("one", "e")
+	a.agent("two", "e")
+	failed := make(chan string, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if got, err := a.try(a.url("proxy", "/"), "x-piko-endpoint", "e"); ctx.Err() == nil && (err != nil || got.status != 200) {
+				select {
+				case failed <- fmt.Sprint(got.status, got.body, err):
+				default:
+				}
+			}
+		}
+	})
+	b.stop()
+	err := await(t, "the end of b", b.ended)
+	cancel()
+	wg.Wait()
+	if err != nil {
+		t.Errorf("b ended with %v", err)
+	}
+	select {
+	case f := <-failed:
+		t.Errorf("a request failed: %s", f)
+	default:
 	}
 }
