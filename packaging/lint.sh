@@ -3,22 +3,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-need() {
-  local missing=() pair
-  for pair in "$@"; do
-    command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
-  done
-  if [ "${#missing[@]}" -gt 0 ]; then
-    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
-  fi
-}
+# shellcheck source=packaging/tools.sh
+. packaging/tools.sh
 need lintian=lintian rpmlint=rpmlint rpm=rpm mandoc=mandoc shellcheck=shellcheck zsh=zsh fish=fish cpio=cpio
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 mandoc -T lint -W warning man/*.[1578]
-shellcheck packaging/*.sh packaging/test/*.sh
+shellcheck -x packaging/*.sh packaging/test/*.sh
 shellcheck -s bash packaging/completions/bash/*
 for script in packaging/scripts/*.{deb,rpm}; do
   sed '/^#RESTART#$/{

@@ -1,0 +1,3 @@
+module github.com/pikoproxy/piko/packaging/oci
+
+go 1.26
