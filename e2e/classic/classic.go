@@ -166,7 +166,7 @@ func (a *Agent) run() {
 	defer a.cancel()
 	backoff := minBackoff
 	for {
-		started := time.Now()
+		before := a.Sessions()
 		err := a.serveOnce()
 		if a.ctx.Err() != nil {
 			err = net.ErrClosed
@@ -177,8 +177,8 @@ func (a *Agent) run() {
 			a.mu.Unlock()
 			return
 		}
-		if time.Since(started) > maxBackoff {
-			backoff = minBackoff
+		if a.Sessions() > before {
+			backoff = minBackoff // the pauses grow with attempts that fail, not with sessions that end
 		}
 		select {
 		case <-time.After(backoff/2 + rand.N(backoff/2)): //nolint:gosec // spreading retries needs no secrecy
