@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	// House rule: the yardstick is yamux itself, without what internal/tunnel does around it.
 	"github.com/hashicorp/yamux"
 )
 

@@ -103,6 +103,7 @@ func runCommand(env Env, c *Command, args []string) int {
 // badSettings prints every problem on a line of its own and returns the exit code.
 func badSettings(env Env, err error) int {
 	text := strings.TrimSpace(err.Error())
+	// House rule: the text is not matched, only printed line by line.
 	for line := range strings.Lines(text) {
 		fmt.Fprintf(env.Stderr, "%s: %s\n", env.Program, clean(strings.TrimRight(line, "\n")))
 	}

@@ -310,6 +310,7 @@ func (r *reloads) conclude(ctx context.Context, trigger string, next Settings, e
 // refused tells that a reload has changed nothing.
 func (r *reloads) refused(trigger string, err error) {
 	var problems []string
+	// House rule: the text is not matched, only cut into lines.
 	for line := range strings.Lines(err.Error()) {
 		problems = append(problems, strings.TrimRight(line, "\n"))
 	}
