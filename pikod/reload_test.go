@@ -48,6 +48,23 @@ func TestEveryKeyIsReloadedOrRefused(t *testing.T) {
 	special[tenant+"hmac_secret_key"][tenant+"jwks.url"] = `""` // they exclude each other
 	special[tenant+"hmac_secret_key_file"][tenant+"jwks.url"] = `""`
 	maps.Copy(special, files.ClientTLS("consul.tls"))
+	acme := daemontest.Values{
+		"acme.agree_tos": "true", "acme.domains": `["piko.test"]`, "acme.http_listen": `"127.0.0.1:0"`,
+		"acme.directory": strconv.Quote(dir + "/acme"), "acme.directory_url": `"https://127.0.0.1:9/directory"`,
+	}
+	for key := range acme {
+		special[key] = acme
+	}
+	for key, value := range map[string]string{
+		"acme.ca": files.Cert, "acme.eab_key_file": files.Token, "acme.eab_key": `"c2VjcmV0"`, "acme.eab_key_id": `"k"`,
+		"acme.email": `"ops@piko.test"`, "acme.on_demand": "true", "acme.listeners": `["proxy", "admin"]`,
+	} {
+		special[key] = maps.Clone(acme)
+		special[key][key] = value
+	}
+	special["acme.eab_key_file"]["acme.eab_key_id"], special["acme.eab_key"]["acme.eab_key_id"] = `"k"`, `"k"`
+	special["acme.eab_key_id"]["acme.eab_key"] = `"c2VjcmV0"`
+	special["acme.on_demand"]["proxy.domains"] = `["piko.test"]`
 	daemontest.EveryKey(t, daemontest.Reload{
 		Program: "pikod", Keys: config.Keys(config.DefaultPikod()), Special: special,
 		Base: daemontest.Values{

@@ -13,19 +13,34 @@ func (l *loader) checkPikod(p *Pikod) {
 	if len(p.Consul.Address) > 0 {
 		all = append(all, listening{"cluster.listen", p.Cluster.Listen})
 	}
+	if p.ACME.Enabled() {
+		all = append(all, listening{"acme.http_listen", p.ACME.HTTPListen})
+	}
 	l.apart(all...)
+	l.checkACME(p)
 	l.checkTLS("proxy.tls", p.Proxy.TLS)
 	l.checkAuth("proxy.auth", p.Proxy.Auth)
-	l.checkDomains(p.Proxy.Domains)
+	l.checkDomains("proxy.domains", p.Proxy.Domains)
 	l.checkTLS("upstream.tls", p.Upstream.TLS)
 	l.checkAuth("upstream.auth", p.Upstream.Auth)
 	// Where there are tenants, an agent that names none is asked for a token of the listener's own, or refused.
 	tokens := p.Upstream.Auth.Enabled() || len(p.Upstream.Tenants) > 0
 	l.guarded("upstream", p.Upstream.Listen, p.Upstream.TLS, tokens, p.Upstream.AllowUnauthenticated)
+	owners := map[string]string{} // of domains: the keys where they stand
+	for _, d := range p.Proxy.Domains {
+		owners[d] = "proxy.domains"
+	}
 	for i, t := range p.Upstream.Tenants {
 		key := fmt.Sprintf("upstream.tenants[%d]", i)
 		l.checkName(key+".id", t.ID)
 		l.checkAuth(key+".auth", t.Auth)
+		l.checkDomains(key+".domains", t.Domains)
+		for _, d := range t.Domains {
+			if owner, taken := owners[d]; taken {
+				l.blame(Problem{Key: key + ".domains", Want: "a domain that is nobody else's", Have: quote(d) + ", which stands in " + owner})
+			}
+			owners[d] = key + ".domains"
+		}
 		if !t.Auth.Enabled() && !l.bad(key+".auth") {
 			l.blame(Problem{Key: key + ".auth", Want: "a key or a key set of the tenant", Have: "none"})
 		}
@@ -35,8 +50,7 @@ func (l *loader) checkPikod(p *Pikod) {
 }
 
 // checkDomains checks the domains and writes them as they are compared: lower case, no dot at the end.
-func (l *loader) checkDomains(domains []string) {
-	const key = "proxy.domains"
+func (l *loader) checkDomains(key string, domains []string) {
 	if l.bad(key) {
 		return
 	}

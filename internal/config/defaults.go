@@ -30,6 +30,7 @@ func DefaultPikod() Pikod {
 		Cluster: Cluster{Name: "piko", Listen: ":8003"},
 		Consul:  Consul{Prefix: "pikod", WriteBudget: 150},
 		Balance: Balance{Policy: "p2c", RetryBudget: 0.2, EjectAfter: 5},
+		ACME:    defaultACME(),
 	}
 }
 
@@ -85,7 +86,7 @@ func defaultTLS() TLS { return TLS{MinVersion: "1.2"} }
 
 func defaultAuth() Auth {
 	return Auth{
-		DisconnectOnExpiry: true,
+		RequireExp: true, DisconnectOnExpiry: true,
 		JWKS:               JWKS{CacheTTL: Duration(5 * time.Minute), Timeout: Duration(10 * time.Second)},
 	}
 }

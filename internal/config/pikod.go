@@ -24,6 +24,9 @@ type Pikod struct {
 	Consul Consul `toml:"consul"`
 	// How requests are spread over the upstreams of an endpoint.
 	Balance Balance `toml:"balance"`
+	// Certificates from an authority such as Let's Encrypt, ordered and renewed by the node itself, for those who have no
+	// balancer in front that does it.
+	ACME ACME `toml:"acme"`
 }
 
 // Proxy holds the settings of the listener for clients.
@@ -98,6 +101,9 @@ type Rebalance struct {
 type Tenant struct {
 	// Name of the tenant, as agents send it in x-piko-tenant-id.
 	ID string `toml:"id" reload:"live" required:"true"`
+	// Domains of this tenant, such as `a.example.com`: clients that ask for a host under one of them reach this tenant's
+	// endpoints, and no others. If the proxy listener asks for tokens, theirs are verified with this tenant's keys.
+	Domains []string `toml:"domains" reload:"live"`
 	// The keys that this tenant's tokens are signed with.
 	Auth Auth `toml:"auth"`
 }
