@@ -36,6 +36,7 @@ type Listener struct {
 
 	mu      sync.Mutex // guards the following
 	over    bool
+	retired bool
 	pending map[net.Conn]struct{} // their handshake is under way
 }
 
@@ -51,12 +52,22 @@ func NewListener(l net.Listener, o Options) *Listener {
 	}
 }
 
+// Retire stops accepting, and nothing else: handshakes that are under way go on, and are handed over. Accept then waits
+// for those, and for Close.
+func (l *Listener) Retire() {
+	l.mu.Lock()
+	l.retired = true
+	l.mu.Unlock()
+	_ = l.Listener.Close() // that it is closed is all that is wanted, and Close tells
+}
+
 // Accept waits for a connection, and over TLS for the end of its handshake. No connection waits for the handshake of
 // another.
 func (l *Listener) Accept() (net.Conn, error) {
 	if l.o.TLS == nil {
 		conn, err := l.Listener.Accept()
 		if err != nil {
+			l.awaitClose()
 			return nil, err
 		}
 		return &Conn{Conn: conn, listener: l, mayPreface: true}, nil
@@ -70,11 +81,22 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
+// awaitClose keeps a retired listener from looking like one that has failed.
+func (l *Listener) awaitClose() {
+	l.mu.Lock()
+	retired := l.retired
+	l.mu.Unlock()
+	if retired {
+		<-l.closed
+	}
+}
+
 func (l *Listener) accept() {
 	for {
 		conn, err := l.Listener.Accept()
 		switch {
 		case err != nil:
+			l.awaitClose()
 			// Whether to go on is for the caller to say, who calls again or not.
 			if !l.deliver(result{err: err}) || errors.Is(err, net.ErrClosed) {
 				return

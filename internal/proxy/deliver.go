@@ -142,6 +142,11 @@ func (x *exchange) finalFields(h http.Header) {
 	if x.head.status == http.StatusUpgradeRequired && isProtocolList(x.head.upgrade) {
 		h["Upgrade"], h["Connection"] = []string{x.head.upgrade}, []string{"Upgrade"}
 	}
+	if x.server.draining.Load() && h["Connection"] != nil {
+		h["Connection"] = []string{"Upgrade, close"}
+	} else if x.server.draining.Load() {
+		h["Connection"] = []string{"close"}
+	}
 	if !x.bodyEnded() {
 		// The rest of the request is not going to be read to its end, so what follows on the connection can't be told
 		// from a request. With this, net/http also leaves the body to us alone.

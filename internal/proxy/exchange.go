@@ -229,8 +229,11 @@ func (x *exchange) gotHead(s *router.Stream) {
 func (x *exchange) refuse(f fault.Fault, err error) {
 	x.record.fail(f, err)
 	h := x.w.Header()
+	if x.server.draining.Load() {
+		h.Set("Connection", "close")
+	}
 	if x.r.ProtoMajor == 1 && x.body != noBody && !x.bodyEnded() {
-		if x.sender != nil || x.expect || x.server.draining.Load() {
+		if x.sender != nil || x.expect {
 			h.Set("Connection", "close")
 		}
 		// net/http reads a small rest of the body, to keep the connection; a client that sends slowly must not hold us

@@ -39,6 +39,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
@@ -87,14 +88,25 @@ type Server struct {
 	exchanges sync.Pool // of *exchange
 	heads     sync.Pool // of *[]byte
 
-	tracker  tracker
+	tracker  tracker // of requests and switched connections
+	conns    tracker // of clients' connections
 	draining atomic.Bool
 
 	mu      sync.Mutex // guards the following
-	servers []*http.Server
+	serving []*serving
 	life    context.Context // ends when what runs is cut off; made by the first Serve
 	kill    context.CancelFunc
 }
+
+// serving is one listener, and what answers its connections.
+type serving struct {
+	*http.Server
+	listener *guard.Listener
+}
+
+// lastCall is how long connections are still read when no new ones are accepted. What a client has sent before it could
+// know that, be it on a connection that nobody has looked at yet, is answered.
+const lastCall = 300 * time.Millisecond
 
 // New checks and assembles. It listens to nothing; see [Server.Serve].
 func New(o Options) (*Server, error) {
@@ -107,6 +119,7 @@ func New(o Options) (*Server, error) {
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
 	s.tracker.init()
+	s.conns.init()
 	s.Apply(o.Settings)
 	s.ApplyToListeners(o.Limits, o.TLS)
 	return s, nil
@@ -131,21 +144,19 @@ func (s *Server) Apply(settings Settings) { s.settings.Store(&settings) }
 // several listeners. From ctx come only values: its end does not touch a request, for that is what Shutdown is for.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	e := s.edge.Load()
-	srv, err := s.newServer(context.WithoutCancel(ctx), e)
+	srv, err := s.newServing(context.WithoutCancel(ctx), e, l)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	guarded := guard.NewListener(l, guard.Options{
-		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
-		ErrorLog: s.errorLog,
-	})
-	if err := srv.Serve(guarded); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("accept clients on %s: %w", l.Addr(), err)
+	err = srv.Serve(srv.listener)
+	if s.draining.Load() || errors.Is(err, http.ErrServerClosed) {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("accept clients on %s: %w", l.Addr(), err)
 }
 
-func (s *Server) newServer(ctx context.Context, e *edge) (*http.Server, error) { //nolint:contextcheck // see Serve
+//nolint:contextcheck // see Serve
+func (s *Server) newServing(ctx context.Context, e *edge, l net.Listener) (*serving, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining.Load() {
@@ -159,6 +170,10 @@ func (s *Server) newServer(ctx context.Context, e *edge) (*http.Server, error) {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
+	guarded := guard.NewListener(l, guard.Options{
+		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
+		ErrorLog: s.errorLog,
+	})
 	srv := &http.Server{
 		Handler:           http.HandlerFunc(s.handle),
 		Protocols:         protocols,
@@ -169,6 +184,7 @@ func (s *Server) newServer(ctx context.Context, e *edge) (*http.Server, error) {
 		ErrorLog:          s.errorLog,
 		BaseContext:       func(net.Listener) context.Context { return life },
 		ConnContext:       guard.With,
+		ConnState:         s.countConns,
 		// No ReadTimeout and no WriteTimeout: they would cut long bodies and streams.
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          100,
@@ -177,8 +193,19 @@ func (s *Server) newServer(ctx context.Context, e *edge) (*http.Server, error) {
 			MaxReceiveBufferPerConnection: 1 << 20,
 		},
 	}
-	s.servers = append(s.servers, srv)
-	return srv, nil
+	v := &serving{srv, guarded}
+	s.serving = append(s.serving, v)
+	return v, nil
+}
+
+// countConns is told by net/http of the lives of its connections.
+func (s *Server) countConns(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.add()
+	case http.StateClosed, http.StateHijacked:
+		s.conns.done()
+	}
 }
 
 // lifetime is the context of what outlives the handlers of net/http.
@@ -222,16 +249,23 @@ type noFlusher struct{}
 // Flush does nothing.
 func (noFlusher) Flush() {}
 
-// Shutdown stops accepting, closes idle connections, and waits for running requests and switched connections until ctx
-// ends; what is left then is cut off, so that both its ends see it break. It returns when nothing runs any more, with
-// ctx's error if something had to be cut.
+// Shutdown stops accepting, answers for a moment longer what clients have sent already, closes idle connections, and waits
+// for running requests and switched connections until ctx ends; what is left then is cut off, so that both its ends see
+// it break. It returns when nothing runs any more, with ctx's error if something had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining.Store(true)
-	servers, kill := s.servers, s.kill
+	serving, kill := s.serving, s.kill
 	s.mu.Unlock()
+	for _, srv := range serving {
+		srv.listener.Retire()
+	}
+	// From here on every answer is the last one of its connection.
+	moment, cancel := context.WithTimeout(ctx, lastCall)
+	defer cancel()
+	_ = s.conns.wait(moment) // those that are left are the concern of what follows
 	var wait sync.WaitGroup
-	for _, srv := range servers {
+	for _, srv := range serving {
 		// Its error is that of ctx, or of closing a listener; both show below.
 		wait.Go(func() { _ = srv.Shutdown(ctx) })
 	}
@@ -240,7 +274,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if kill != nil {
 		kill()
 	}
-	for _, srv := range servers {
+	for _, srv := range serving {
 		_ = srv.Close()
 	}
 	s.tracker.waitAll()
