@@ -17,7 +17,7 @@ func TestClusterSurvivesAKill(t *testing.T) {
 	c := startCluster(t, 3, "")
 	c.agents(t, 3, offer{Endpoint: "e", Addr: serve(t, loadService)})
 	c.routed(t, "e")
-	f := startCrowd(t, c, 100, "")
+	f := startCrowd(t, c, crowdOptions{Rate: 100, Endpoints: []string{"e"}, Lasting: 3 * time.Second, Brief: 6})
 	pause(2 * time.Second)
 	const victim = 2
 	c.nodes[victim].kill(t)

@@ -3,12 +3,12 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,16 +25,32 @@ type cluster struct {
 	peers            []string // the addresses of the cluster listeners
 	upstreams, proxy string
 	ready            []atomic.Bool
+	held             []atomic.Pointer[map[string]int] // what the agents of each node offer; never nil once watched
 }
 
 // startCluster runs n nodes that know each other. top are lines of TOML for the head of each pikod.toml.
 func startCluster(t testing.TB, n int, top string) *cluster {
 	t.Helper()
-	c := &cluster{consul: consultest.Start(t, consultest.Options{}), ready: make([]atomic.Bool, n)}
+	return startClusterOf(t, n, func(int) nodeOptions { return nodeOptions{Top: top, Proxy: "access_log = false"} })
+}
+
+// startClusterOf runs n nodes, each with settings of its own. What stands in More becomes part of [consul], or sections
+// after it; a zone goes there as nodeOptions.Zone.
+func startClusterOf(t testing.TB, n int, settings func(i int) nodeOptions) *cluster {
+	t.Helper()
+	c := &cluster{
+		consul: consultest.Start(t, consultest.Options{}), ready: make([]atomic.Bool, n),
+		held: make([]atomic.Pointer[map[string]int], n),
+	}
 	for i := range n {
 		c.peers = append(c.peers, freeAddress(t))
-		more := membership(fmt.Sprint("n", i+1), c.peers[i], clusterSecret, c.consul.HTTP)
-		c.nodes = append(c.nodes, startNode(t, nodeOptions{Top: top, More: more, Proxy: "access_log = false"}))
+		o := settings(i)
+		in := membership(fmt.Sprint("n", i+1), c.peers[i], clusterSecret, c.consul.HTTP)
+		if o.Zone != "" {
+			in = strings.Replace(in, "[cluster]\n", fmt.Sprintf("[cluster]\nzone = %q\n", o.Zone), 1)
+		}
+		o.More = in + o.More
+		c.nodes = append(c.nodes, startNode(t, o))
 	}
 	c.awaitAll(t)
 	c.watch(t)
@@ -103,6 +119,11 @@ func (c *cluster) watch(t testing.TB) {
 			for {
 				status, _, err := fetch("http://" + n.admin + "/ready")
 				c.ready[i].Store(err == nil && status == http.StatusOK)
+				have, err := n.endpoints()
+				if err != nil {
+					have = map[string]int{}
+				}
+				c.held[i].Store(&have)
 				select {
 				case <-tick.C:
 				case <-ctx.Done():
@@ -114,7 +135,7 @@ func (c *cluster) watch(t testing.TB) {
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	await(t, "all nodes are ready", settle, func() error {
 		for i := range c.ready {
-			if !c.ready[i].Load() {
+			if !c.ready[i].Load() || c.held[i].Load() == nil {
 				return fmt.Errorf("n%d is not", i+1)
 			}
 		}
@@ -213,14 +234,25 @@ func (c *cluster) awaitSessions(t testing.TB, endpoint string, want int, within 
 	})
 }
 
-// pick gives the number of a node that is ready.
-func (c *cluster) pick(turn int) (int, error) {
+// pick gives the number of a node that is ready, or -1.
+func (c *cluster) pick(turn int) int {
 	for k := range c.nodes {
 		if i := (turn + k) % len(c.nodes); c.ready[i].Load() {
-			return i, nil
+			return i
 		}
 	}
-	return 0, errors.New("no node is ready")
+	return -1
+}
+
+// pickBy gives the number of a node that is ready, and has agents for the endpoint or has none, as is asked for; else -1.
+func (c *cluster) pickBy(turn int, endpoint string, holds bool) int {
+	for k := range c.nodes {
+		i := (turn + k) % len(c.nodes)
+		if c.ready[i].Load() && ((*c.held[i].Load())[endpoint] > 0) == holds {
+			return i
+		}
+	}
+	return -1
 }
 
 // agents runs agents that reach the cluster through its balancer and keep two sessions each.

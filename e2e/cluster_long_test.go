@@ -9,9 +9,9 @@ import (
 
 // What takes too long for every change runs by `make test-cluster`.
 
-func TestLongRollingRestart(t *testing.T) { rollingRestart(t, 3, 10*time.Second) }
+func TestLongRollingRestart(t *testing.T) { rollingRestart(t, thorough) }
 
-func TestLongRollingRestartOfClassicAgents(t *testing.T) { classicRollingRestart(t, 3, 8*time.Second) }
+func TestLongRollingRestartOfClassicAgents(t *testing.T) { classicRollingRestart(t, thorough) }
 
 func TestLongGhosts(t *testing.T) { ghosts(t, 50) }
 

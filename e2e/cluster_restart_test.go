@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"net/http"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -10,72 +12,173 @@ import (
 	"github.com/pikoproxy/piko/e2e/classic"
 )
 
-// TestClusterRollingRestart is not parallel: it counts what fails under load.
-func TestClusterRollingRestart(t *testing.T) { rollingRestart(t, 1, 3*time.Second) }
+// rolling says how nodes are restarted one after another, and under what load.
+type rolling struct {
+	drain   time.Duration // drain_timeout
+	pause   time.Duration // before each restart
+	lasting time.Duration // of one request in a hundred
+	count   int64         // of requests, at least
+	size    int64         // of the uploads that each restart meets
+	held    int           // streams of each kind that last as long as they may
+}
 
-// rollingRestart stops and starts each node in turn, as often as rounds says, and pauses before each.
-func rollingRestart(t *testing.T, rounds int, pause time.Duration) {
-	c := startCluster(t, 3, "drain_notice = \"1s\"\ndrain_timeout = \"20s\"")
-	service, tcp := serve(t, loadService), serveTCP(t, echo)
-	c.agents(t, 3, offer{Endpoint: "e", Addr: service}, offer{Endpoint: "tcp", Addr: tcp, Protocol: "tcp"})
-	forward := freeAddress(t)
-	p := start(t, nil, "piko-forward", forward, "tcp", "--url", "http://"+c.proxy)
-	p.awaitListen(t, "tcp", forward)
-	c.roll(t, rounds, pause, forward, 6)
+const notice = time.Second // drain_notice
+
+var (
+	briefly  = rolling{4 * time.Second, time.Second, 2 * time.Second, 0, 8 << 20, 1}
+	thorough = rolling{20 * time.Second, 10 * time.Second, 5 * time.Second, 36_000, 100 << 20, 4}
+)
+
+// TestClusterRollingRestart is not parallel: it counts what fails under load.
+func TestClusterRollingRestart(t *testing.T) { rollingRestart(t, briefly) }
+
+// rollingRestart has agents with two connections each. All requests through a node that has agents for the endpoint stay
+// there, so that the crowd can choose which share takes a second node.
+func rollingRestart(t *testing.T, o rolling) {
+	c := o.cluster(t, "policy = \"local-first\"")
+	service := serve(t, loadService)
+	load := o.crowd(0.6)
+	for i := range 6 {
+		load.Endpoints = append(load.Endpoints, fmt.Sprint("e", i))
+		c.agents(t, 1, offer{Endpoint: load.Endpoints[i], Addr: service})
+	}
+	c.agents(t, 2, offer{Endpoint: "g", Addr: serveCalls(t)}, offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"},
+		offer{Endpoint: "bulk", Addr: serveTCP(t, func(c *net.TCPConn) { hashing(c) }), Protocol: "tcp"})
+	load.Calls = o.held
+	load.Forward = freeAddress(t)
+	p := start(t, nil, "piko-forward", load.Forward, "tcp", "--url", "http://"+c.proxy)
+	p.awaitListen(t, "tcp", load.Forward)
+	c.roll(t, o, load, 2)
 }
 
 // TestClusterRollingRestartOfClassicAgents is not parallel either.
 func TestClusterRollingRestartOfClassicAgents(t *testing.T) {
-	classicRollingRestart(t, 1, time.Second)
+	o := briefly
+	o.held = 0
+	classicRollingRestart(t, o)
 }
 
-func classicRollingRestart(t *testing.T, rounds int, pause time.Duration) {
-	c := startCluster(t, 3, "drain_notice = \"1s\"\ndrain_timeout = \"20s\"")
-	const agents = 4
-	for i := range agents {
-		a, err := classic.Listen(t.Context(), classic.Options{
-			URL: "http://" + c.upstreams, Endpoint: "e", Version: classicVersions[i%2],
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = a.Close() })
-		serveOn(t, &http.Server{Handler: http.HandlerFunc(loadService), ReadHeaderTimeout: time.Minute}, a)
-	}
-	c.awaitSessions(t, "e", agents, settle)
-	c.roll(t, rounds, pause, "", agents)
-}
-
-// roll restarts the nodes one after another under load and wants no request to fail.
-func (c *cluster) roll(t *testing.T, rounds int, pause time.Duration, forward string, sessions int) {
-	t.Helper()
-	c.routed(t, "e")
-	began := time.Now()
-	f := startCrowd(t, c, 300, forward)
-	t.Cleanup(func() { f.end() })
-	for range rounds {
-		for i, m := range c.nodes {
-			name := fmt.Sprint("n", i+1)
-			<-time.After(pause)
-			stopped := time.Now()
-			m.signal(t, syscall.SIGTERM)
-			if code := m.exit(t, 40*time.Second); code != 0 {
-				t.Errorf("%s exits %d", name, code)
+// classicRollingRestart has an agent of each classic version for each endpoint. Each has one connection.
+func classicRollingRestart(t *testing.T, o rolling) {
+	c := o.cluster(t, "")
+	load := o.crowd(0)
+	offer := func(endpoint string, serve func(*classic.Agent)) {
+		for _, v := range classicVersions {
+			a, err := classic.Listen(t.Context(), classic.Options{URL: "http://" + c.upstreams, Endpoint: endpoint, Version: v})
+			if err != nil {
+				t.Fatal(err)
 			}
-			took := time.Since(stopped)
-			m.run(t)
-			c.awaitAll(t)
-			t.Logf("%s stopped in %s, was back after %s", name, took.Round(time.Millisecond),
-				time.Since(stopped).Round(time.Millisecond))
+			t.Cleanup(func() { _ = a.Close() })
+			serve(a)
+		}
+		c.awaitSessions(t, endpoint, len(classicVersions), settle)
+	}
+	for i := range 4 {
+		load.Endpoints = append(load.Endpoints, fmt.Sprint("e", i))
+		offer(load.Endpoints[i], func(a *classic.Agent) {
+			serveOn(t, &http.Server{Handler: http.HandlerFunc(loadService), ReadHeaderTimeout: time.Minute}, a)
+		})
+	}
+	offer("bulk", func(a *classic.Agent) {
+		go func() {
+			for {
+				conn, err := a.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					hashing(conn)
+					_ = conn.Close()
+				}()
+			}
+		}()
+	})
+	c.roll(t, o, load, 2)
+}
+
+func (o rolling) cluster(t *testing.T, balance string) *cluster {
+	return startClusterOf(t, 3, func(int) nodeOptions {
+		return nodeOptions{
+			Top:   fmt.Sprintf("drain_notice = %q\ndrain_timeout = %q", notice, o.drain),
+			Proxy: "access_log = false", More: "[balance]\n" + balance,
+		}
+	})
+}
+
+func (o rolling) crowd(local float64) crowdOptions {
+	return crowdOptions{Rate: 300, Local: local, Lasting: o.lasting, Brief: 2, Held: o.held}
+}
+
+// restart is when a node was told to stop, and when it had.
+type restart struct{ told, ended time.Time }
+
+// roll restarts the nodes one after another under load and wants no request to fail. What lasts longer than the drain timeout
+// is to be cut when that is over, and no sooner.
+func (c *cluster) roll(t *testing.T, o rolling, load crowdOptions, sessions int) {
+	t.Helper()
+	var forwards []string
+	for _, n := range c.nodes {
+		address, _ := startForward(t, n, "bulk")
+		forwards = append(forwards, address)
+	}
+	for _, e := range load.Endpoints {
+		c.routed(t, e)
+	}
+	f := startCrowd(t, c, load)
+	t.Cleanup(func() { f.end() })
+	var restarts []restart
+	var uploads sync.WaitGroup
+	for i, n := range c.nodes {
+		name := fmt.Sprint("n", i+1)
+		pause(o.pause)
+		for k := range 2 { // through the node that is to stop, and through another one
+			uploads.Go(func() {
+				began := time.Now()
+				err := upload(forwards[(i+k)%len(forwards)], o.size, o.drain/2)
+				f.note(failure{node: (i + k) % len(forwards), what: "upload", began: began, err: err})
+			})
+		}
+		pause(o.drain / 20)
+		r := restart{told: time.Now()}
+		n.signal(t, syscall.SIGTERM)
+		if code := n.exit(t, o.drain+15*time.Second); code != 0 {
+			t.Errorf("%s exits %d", name, code)
+		}
+		r.ended = time.Now()
+		restarts = append(restarts, r)
+		n.run(t)
+		c.awaitAll(t)
+		t.Logf("%s stopped in %s, was back after %s", name, r.ended.Sub(r.told).Round(time.Millisecond),
+			time.Since(r.told).Round(time.Millisecond))
+		uploads.Wait()
+	}
+	for _, e := range load.Endpoints {
+		c.awaitSessions(t, e, sessions, settle)
+	}
+	await(t, "enough requests", 2*time.Minute, func() error {
+		if n := f.sent.Load(); n < o.count {
+			return fmt.Errorf("%d of %d", n, o.count)
+		}
+		return nil
+	})
+	failures := f.end()
+	f.report(t)
+	for _, x := range f.breaks {
+		if !o.justified(x, restarts) {
+			x.err = fmt.Errorf("cut before the drain timeout: %w", x.err)
+			failures = append(failures, x)
 		}
 	}
-	c.awaitSessions(t, "e", sessions, settle)
-	failures := f.end()
-	took := time.Since(began)
-	t.Logf("%d requests and %d WebSockets and TCP connections in %s, %d failed", f.sent.Load(), f.tunnels.Load(),
-		took.Round(time.Second), len(failures))
 	complain(t, failures, f.sent.Load()+f.tunnels.Load())
-	if f.sent.Load() < 100*int64(took/time.Second) {
-		t.Error(fmt.Errorf("only %d requests in %s: too few to tell", f.sent.Load(), took))
+}
+
+// justified reports whether a stream was cut when a drain was over.
+func (o rolling) justified(x failure, restarts []restart) bool {
+	for _, r := range restarts {
+		due := r.told.Add(notice + o.drain)
+		if x.ended.After(due.Add(-100*time.Millisecond)) && x.ended.Before(r.ended.Add(time.Second)) {
+			return true
+		}
 	}
+	return false
 }

@@ -31,6 +31,7 @@ type node struct {
 // nodeOptions are lines of TOML for the parts of pikod.toml.
 type nodeOptions struct {
 	Top, Proxy, Upstream, Admin, More string
+	Zone                              string // of a node of a cluster
 }
 
 // startNode runs a pikod on free ports and waits until it is ready.
