@@ -98,6 +98,23 @@ var (
 		"The head of the request is no HTTP/1.1: its request line or one of its fields breaks the grammar, its " +
 			"Host is missing or malformed, or the connection ended within it.",
 		"The node's log has the reason. Correct the client; is it speaking HTTP at all, and not TLS?"}
+	BodyTooLarge = Fault{"PIKO-E1018", http.StatusRequestEntityTooLarge, "request body too large",
+		"Request body too large",
+		"The body of the request is larger than proxy.max_body_bytes.",
+		"Send less, or raise the limit."}
+	AddressDenied = Fault{"PIKO-E1019", http.StatusForbidden, "address not allowed", "Address not allowed",
+		"The lists of allowed and denied networks leave out the client's address.",
+		"Check proxy.allow, proxy.deny and those of proxy.endpoints in pikod.toml, and proxy.trusted_proxies if there " +
+			"is a balancer in front."}
+	AmbiguousField = Fault{"PIKO-E1020", http.StatusBadRequest, "underscore in a header field",
+		"Header field with an underscore",
+		"A header field has an underscore in its name, which many services can't tell from a hyphen, and " +
+			"proxy.underscores is \"reject\".",
+		"Send the field with a hyphen, or allow underscores."}
+	EndpointBusy = Fault{"PIKO-E1021", http.StatusTooManyRequests, "too many requests",
+		"Too many requests for this endpoint",
+		"All clients of the endpoint together sent more than the configured rate.",
+		"Slow down and try again after the time in Retry-After, or raise the limit."}
 )
 
 // What is wrong with a bearer token.
@@ -133,6 +150,10 @@ var (
 		"Tokens cannot be checked now",
 		"The keys that tokens are checked with could not be fetched, so neither yes nor no can be said.",
 		"Check that the node reaches auth.jwks.url, and try again."}
+	TooManyFailures = Fault{"PIKO-E2010", http.StatusTooManyRequests, "too many failed attempts",
+		"Too many bad tokens",
+		"The client's address sent more bad tokens than proxy.rates.failed_auth_per_address. Good ones are still taken.",
+		"Correct the token, and try again after the time in Retry-After."}
 )
 
 // Why a request found no way.

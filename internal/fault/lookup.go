@@ -7,9 +7,10 @@ func All() []Fault {
 	return []Fault{
 		MissingEndpoint, InvalidEndpoint, UnknownDomain, InvalidTarget, ProtectedHeader, TooManyFields,
 		MethodNotAllowed, ReservedPath, ExpectationFailed, BadBody, BadFraming, HeaderTooLarge, RequestTimeout,
-		RateLimited, UpgradeRequired, TargetTooLong, MalformedRequest,
+		RateLimited, UpgradeRequired, TargetTooLong, MalformedRequest, BodyTooLarge, AddressDenied, AmbiguousField,
+		EndpointBusy,
 		MissingAuthorization, InvalidAuthorization, UnsupportedAuthType, InvalidToken, ExpiredToken, UnknownTenant,
-		EndpointNotPermitted, AuthUnavailable,
+		EndpointNotPermitted, AuthUnavailable, TooManyFailures,
 		NoUpstreams, Overloaded,
 		UpstreamUnreachable, ServiceUnreachable, UpstreamBroke, UpstreamTimeout, InvalidResponse, UnexpectedUpgrade,
 		Draining, Internal, AtLimit,

@@ -1,0 +1,72 @@
+package limit
+
+import (
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+// conn is a connection that the gate knows of until it is closed. It adds nothing to reading and writing.
+type conn struct {
+	net.Conn
+	gate    *Gate
+	addr    netip.Addr
+	counted bool
+	gone    atomic.Bool
+}
+
+func (g *Gate) adopt(raw net.Conn, addr netip.Addr, counted bool) net.Conn {
+	c := &conn{Conn: raw, gate: g, addr: addr, counted: counted}
+	if d := g.settings.Load().NoProgress; d > 0 {
+		giveUpAfter(raw, d)
+	}
+	return c
+}
+
+// Close closes the connection.
+func (c *conn) Close() error {
+	if !c.gone.Swap(true) {
+		c.gate.leave(c.addr, c.counted)
+	}
+	return c.Conn.Close()
+}
+
+// NetConn returns the connection below.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
+// Bare returns the connection below. Unlike with other layers, one may read and write there without this one: only
+// closing must come by here.
+func (c *conn) Bare() net.Conn { return c.Conn }
+
+// CloseWrite ends our direction.
+func (c *conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// Reset closes the connection in a way that no end can take for a regular one.
+func (c *conn) Reset() error {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // fails only on a closed socket
+	}
+	return c.Close()
+}
+
+// Patient lifts the limit on how long the other end of a connection may read nothing, as is usual for one that has
+// become something else than HTTP: its ends may rest for as long as they like.
+func Patient(c net.Conn) {
+	for c != nil {
+		layer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return
+		}
+		if own, ok := c.(*conn); ok {
+			giveUpAfter(own.Conn, time.Duration(0))
+			return
+		}
+		c = layer.NetConn()
+	}
+}

@@ -1,0 +1,132 @@
+package limit
+
+import (
+	"context"
+	"math"
+	"os"
+	"runtime/debug"
+	"runtime/metrics"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	memoryEvery = 500 * time.Millisecond
+	softShare   = 0.8 // of what the process may have: the garbage collector works harder from here
+	fullShare   = 0.9 // nothing new is taken from here
+)
+
+// Memory watches how much memory the process holds of what it may hold.
+type Memory struct {
+	limit atomic.Int64 // 0: none
+	used  func() int64
+	full  atomic.Bool
+}
+
+// NewMemory returns a watch that knows no limit.
+func NewMemory() *Memory { return &Memory{used: heldMemory} }
+
+// Apply sets how many bytes the process may hold; 0 means what the control group of the process says, if anything. The
+// garbage collector is told to stay below 80 % of it, unless GOMEMLIMIT is set in the environment, whose author knows
+// better.
+func (m *Memory) Apply(limit int64) {
+	if limit <= 0 {
+		limit = groupLimit("/proc/self/cgroup", "/sys/fs/cgroup")
+	}
+	if m.limit.Swap(limit) == limit || os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	soft := int64(math.MaxInt64)
+	if limit > 0 {
+		soft = int64(float64(limit) * softShare)
+	}
+	debug.SetMemoryLimit(soft)
+}
+
+// Limit is how many bytes the process may hold; 0: as many as there are.
+func (m *Memory) Limit() int64 { return m.limit.Load() }
+
+// Full reports whether nothing new is to be taken, since the process holds 90 % of what it may.
+func (m *Memory) Full() bool { return m.full.Load() }
+
+// Run looks again and again until ctx ends.
+func (m *Memory) Run(ctx context.Context) error {
+	tick := time.NewTicker(memoryEvery)
+	defer tick.Stop()
+	for {
+		m.look()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *Memory) look() {
+	limit := m.limit.Load()
+	m.full.Store(limit > 0 && float64(m.used()) >= float64(limit)*fullShare)
+}
+
+// heldMemory is what the Go runtime holds of the system's memory.
+func heldMemory() int64 {
+	samples := [...]metrics.Sample{
+		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
+	metrics.Read(samples[:])
+	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64()) //nolint:gosec // far below 2^63
+}
+
+// groupLimit returns the smallest limit of memory on the way from the root of the control groups to that of this
+// process; 0 if there is none. It reads version 2 and version 1.
+func groupLimit(self, root string) int64 {
+	text, err := os.ReadFile(self)
+	if err != nil {
+		return 0 // no control groups here
+	}
+	limit := int64(0)
+	for line := range strings.Lines(string(text)) {
+		// "0::/path" in version 2, "N:memory:/path" in version 1
+		part := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(part) != 3 {
+			continue
+		}
+		dir, file := root, "memory.max"
+		switch {
+		case part[0] == "0" && part[1] == "":
+		case part[1] == "memory":
+			dir, file = root+"/memory", "memory.limit_in_bytes"
+		default:
+			continue
+		}
+		path := strings.TrimSuffix(part[2], "/")
+		for {
+			if n := readLimit(dir + path + "/" + file); n > 0 && (limit == 0 || n < limit) {
+				limit = n
+			}
+			i := strings.LastIndexByte(path, '/')
+			if i < 0 {
+				break
+			}
+			path = path[:i]
+		}
+	}
+	return limit
+}
+
+// noLimit is what version 1 says for none: the largest number of whole pages.
+const noLimit = math.MaxInt64 &^ 0xffff
+
+func readLimit(file string) int64 {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil || n >= noLimit { // "max"
+		return 0
+	}
+	return n
+}
