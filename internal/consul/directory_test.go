@@ -33,6 +33,8 @@ func TestDirectory(t *testing.T) {
 		"values that lie are passed over":               passOver,
 		"records of the past do not replace the living": resistThePast,
 		"a weight alone may wait":                       delayWeights,
+		"nodes share values":                            shareValues,
+		"one node at a time holds a lock":               holdLock,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

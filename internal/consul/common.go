@@ -1,0 +1,148 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+const (
+	maxCommonValue = 256 << 10 // bytes; Consul takes 512 KiB
+	lockPoll       = time.Second
+)
+
+// Common is what the nodes of a cluster have in common beside the directory: a few small values by name, and locks. It
+// is no place for anything that a request waits for. Values are not locked by any node and outlive them all.
+//
+//	B/common/<key>   value
+//	B/lock/<name>    held by the Consul session of a node, and free again when that ends
+//
+// All methods are safe for concurrent use and ask Consul each time; their errors are those of Consul being away or
+// refusing.
+type Common struct{ d *Directory }
+
+// Common returns what this node shares with the others.
+func (d *Directory) Common() *Common { return &Common{d} }
+
+func (c *Common) key(name string) (string, error) {
+	name = strings.Trim(name, "/")
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part == "." || part == ".." {
+			return "", fmt.Errorf("key %q: want names joined by slashes", name)
+		}
+	}
+	return c.d.base + "common/" + name, nil
+}
+
+// Get returns a value, and whether there is one.
+func (c *Common) Get(ctx context.Context, name string) ([]byte, bool, error) {
+	key, err := c.key(name)
+	if err != nil {
+		return nil, false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
+	defer cancel()
+	pair, _, err := c.d.readClient.KV().Get(key, readOptions(ctx))
+	if err != nil || pair == nil {
+		return nil, false, err
+	}
+	return pair.Value, true, nil
+}
+
+// Put writes a value of at most 256 KiB.
+func (c *Common) Put(ctx context.Context, name string, value []byte) error {
+	key, err := c.key(name)
+	if err != nil {
+		return err
+	}
+	if len(value) > maxCommonValue {
+		return fmt.Errorf("%s has %d bytes, and nodes share at most %d", name, len(value), maxCommonValue)
+	}
+	if err := c.d.budget.Wait(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
+	defer cancel()
+	_, err = c.d.writeClient.KV().Put(&api.KVPair{Key: key, Value: value}, writeOptions(ctx))
+	return err
+}
+
+// Delete removes a key and all keys below it, if there are any.
+func (c *Common) Delete(ctx context.Context, name string) error {
+	key, err := c.key(name)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
+	defer cancel()
+	_, err = c.d.writeClient.KV().Delete(key, writeOptions(ctx))
+	_, below := c.d.writeClient.KV().DeleteTree(key+"/", writeOptions(ctx))
+	return errors.Join(err, below)
+}
+
+// List returns the keys below a key, at any depth.
+func (c *Common) List(ctx context.Context, name string) ([]string, error) {
+	key, err := c.key(name)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
+	defer cancel()
+	keys, _, err := c.d.readClient.KV().Keys(key+"/", "", readOptions(ctx))
+	for i := range keys {
+		keys[i] = strings.TrimPrefix(keys[i], c.d.base+"common/")
+	}
+	return keys, err
+}
+
+// Lock waits until no node holds the lock of this name, this one included, and takes it. The lock is lost with this
+// node's session, so what it guards must bear to be done twice.
+func (c *Common) Lock(ctx context.Context, name string) error {
+	key := c.d.base + "lock/" + url.PathEscape(name)
+	for {
+		taken, err := c.acquire(ctx, key)
+		if taken || err != nil {
+			return err
+		}
+		if !sleep(ctx, c.d.jitter(lockPoll)) {
+			return fmt.Errorf("wait for the lock %q of the cluster: %w", name, ctx.Err())
+		}
+	}
+}
+
+func (c *Common) acquire(ctx context.Context, key string) (bool, error) {
+	session := *c.d.session.Load()
+	if session == "" {
+		return false, nil // until Consul has given us one
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
+	defer cancel()
+	// Whoever holds a lock may acquire it again, which must not let two of our own goroutines in: the first is told by
+	// the count of a key that it has just made.
+	done, _, _, err := c.d.writeClient.Txn().Txn(api.TxnOps{
+		{KV: &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: key}},
+		{KV: &api.KVTxnOp{Verb: api.KVLock, Key: key, Value: []byte(c.d.node.ID), Session: session}},
+	}, readOptions(ctx))
+	if status(err) != 0 && status(err) < 500 {
+		return false, nil // the session has just ended; there will be another
+	}
+	return done && err == nil, err
+}
+
+// Unlock gives a lock back.
+func (c *Common) Unlock(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
+	defer cancel()
+	session := *c.d.session.Load()
+	key := c.d.base + "lock/" + url.PathEscape(name)
+	_, _, _, err := c.d.writeClient.Txn().Txn(api.TxnOps{
+		{KV: &api.KVTxnOp{Verb: api.KVCheckSession, Key: key, Session: session}},
+		{KV: &api.KVTxnOp{Verb: api.KVDelete, Key: key}},
+	}, readOptions(ctx))
+	return err
+}
