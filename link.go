@@ -28,6 +28,7 @@ type link struct {
 	pool    *pool
 	session *tunnel.AgentSession
 	nodeID  string
+	zone    string // of the node; "": it has not said
 	since   time.Time
 	first   string        // the token presented at the handshake
 	fresh   chan struct{} // holds an item when the source has a new token; cap 1
@@ -65,8 +66,8 @@ func (p *pool) connect(ctx context.Context, at *place) (*link, error) {
 	if err != nil {
 		return nil, handshakeError(redacted(k.url), err)
 	}
-	k.nodeID, k.since = k.session.NodeID(), time.Now()
-	if err := p.claim(k); err != nil {
+	k.nodeID, k.zone, k.since = k.session.NodeID(), k.session.Zone(), time.Now()
+	if err := p.claim(k, at); err != nil {
 		_ = k.session.Shutdown(ctx) // there are no streams to cut
 		return nil, err
 	}

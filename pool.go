@@ -16,7 +16,7 @@ import (
 // pool holds the sessions of a client and brings what arrives on them to its listeners.
 //
 //	slot goroutines (one for each wanted connection)
-//	    dial ──► same node as another link? ──► close, look again later
+//	    dial ──► same node as another link? ──► close, look again later; same zone, and there are others: a few times at once
 //	      ▲            │ no
 //	      │            ▼
 //	      │          link: accept, offer every listener, renew the token
@@ -46,6 +46,7 @@ type pool struct {
 	dialErr   error         // how it ended
 	changed   chan struct{} // closed and replaced at each change of the above
 	lost      chan struct{} // closed and replaced when a link begins to retire and when it ends: try again
+	zones     zones         // that nodes were met in
 }
 
 func newPool(ctx context.Context, s settings) *pool {
@@ -117,9 +118,6 @@ func (p *pool) remove(l *Listener) {
 	p.notifyLocked()
 }
 
-// errSameNode says that a new session led to a node with which there is one already.
-var errSameNode = errors.New("another session leads to the same node")
-
 // keep fills one place for a connection until ctx ends, which is when the pool does or the place is not wanted any more.
 func (p *pool) keep(ctx context.Context, at *place) {
 	var failed backoff.Backoff                 // no session could be made
@@ -143,6 +141,9 @@ func (p *pool) keep(ctx context.Context, at *place) {
 			if short.Wait(ctx) != nil {
 				return
 			}
+		case errors.Is(err, errSameZone):
+			failed.Reset()
+			p.pause(ctx, zonePause, lost)
 		case errors.Is(err, errSameNode):
 			failed.Reset()
 			if p.pause(ctx, same.Next(), lost) {
@@ -232,27 +233,6 @@ func (p *pool) hurryLocked() bool {
 		}
 	}
 	return false
-}
-
-// claim enters a new link, unless another live one leads to the same node. Links to draining nodes don't count: a node
-// that restarts under its old id must be welcome. Nor do those that were made under other settings.
-func (p *pool) claim(k *link) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.draining {
-		return net.ErrClosed
-	}
-	for other := range p.links {
-		if !other.leaving && other.nodeID == k.nodeID && other.settings == k.settings {
-			return errSameNode
-		}
-	}
-	p.links[k] = struct{}{}
-	for endpoint := range p.listeners {
-		p.reconcileLocked(k, endpoint)
-	}
-	p.notifyLocked()
-	return nil
 }
 
 // vacate marks a link as one that will not stay, so that its place can be filled; gone also forgets it. Whoever waits to

@@ -62,6 +62,43 @@ func TestClientHoldsSessionsToDistinctNodes(t *testing.T) {
 	}
 }
 
+func TestClientSpreadsItsSessionsOverZones(t *testing.T) {
+	var nodes []*fakenode.Node
+	for _, id := range []string{"a1", "a2", "a3", "b1"} {
+		n := fakenode.Start(t, id)
+		n.Zone = id[:1]
+		nodes = append(nodes, n)
+	}
+	c := newClient(t, fakenode.Balance(t, nodes...).URL)
+	listen(t, c, "e")
+	nodes[3].AwaitListen("e", true)
+	nodes[3].Kill()
+	eventually(t, "a second session in the zone that is left", func() bool {
+		n := 0
+		for _, one := range nodes[:3] {
+			if _, ok := one.Listens("e"); ok {
+				n++
+			}
+		}
+		return n == 2
+	})
+}
+
+func TestZoneIsNoReasonToGoWithoutASession(t *testing.T) {
+	var nodes []*fakenode.Node
+	for _, id := range []string{"a1", "a2", "a3"} {
+		n := fakenode.Start(t, id)
+		n.Zone = "a"
+		nodes = append(nodes, n)
+	}
+	c := newClient(t, fakenode.Balance(t, nodes...).URL)
+	c.Connections = 3
+	listen(t, c, "e")
+	for _, n := range nodes {
+		n.AwaitListen("e", true)
+	}
+}
+
 func TestOneNodeGetsOneSession(t *testing.T) {
 	n := fakenode.Start(t, "only")
 	c := newClient(t, n.URL())

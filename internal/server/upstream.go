@@ -129,7 +129,7 @@ func (s *Server) settle(r *http.Request, x *session, t *tunnel.Session) bool {
 func (s *Server) nodeOptions(x *session, h tunnel.Handler) tunnel.NodeOptions {
 	c := &s.now().config.Upstream
 	return tunnel.NodeOptions{
-		NodeID: s.id, Handler: h, OnAbuse: s.abused,
+		NodeID: s.id, Zone: s.config.Cluster.Zone, Handler: h, OnAbuse: s.abused,
 		OnClosing: func(t *tunnel.Session) { s.closing(x, t) }, OnDone: func(*tunnel.Session) { s.done(x) },
 		MaxStreams: c.MaxStreamsPerSession, MaxEndpoints: c.MaxEndpointsPerSession,
 	}

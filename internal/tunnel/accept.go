@@ -64,7 +64,8 @@ func AcceptClassic(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sess
 func AcceptNative(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Session, error) {
 	o = o.preset()
 	s := &Session{o: o}
-	err := s.accept(w, r, &s.hello, welcome{Version, o.NodeID, Limits{o.MaxStreams, o.MaxEndpoints}}, acceptance{
+	reply := welcome{Version, o.NodeID, o.Zone, Limits{o.MaxStreams, o.MaxEndpoints}}
+	err := s.accept(w, r, &s.hello, reply, acceptance{
 		role: role{native: true}, sizes: o.sizes(), handshake: o.HandshakeTimeout, onAbuse: o.OnAbuse,
 	})
 	if err != nil {

@@ -32,6 +32,9 @@ type AgentSession struct {
 // NodeID is what the node calls itself; for a session made by AcceptPeer it is this node.
 func (s *AgentSession) NodeID() string { return s.node.NodeID }
 
+// Zone is where the node says that it runs; empty if it does not say.
+func (s *AgentSession) Zone() string { return s.node.Zone }
+
 // Limits is what the node allows this session.
 func (s *AgentSession) Limits() Limits { return s.node.Limits }
 

@@ -36,6 +36,8 @@ type Handler interface {
 type NodeOptions struct {
 	// NodeID is what the node calls itself towards agents.
 	NodeID string
+	// Zone is where the node runs, which agents are told; it may be empty.
+	Zone string
 	// MaxStreams bounds the streams of a session, those that are half closed included; 0 means 1,024.
 	MaxStreams int
 	// MaxEndpoints is told to the agent as a limit; keeping it is up to the handler.

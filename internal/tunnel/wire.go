@@ -33,7 +33,7 @@
 //	  |<--------------------------------------------------------|
 //	  | stream 1: hello {version, agent_id, instance_id, labels}|
 //	  |-------------------------------------------------------->|
-//	  |             stream 1: hello {version, node_id, limits}  |
+//	  |       stream 1: hello {version, node_id, zone, limits}  |
 //	  |<--------------------------------------------------------|
 //	  | stream 1: listen {endpoint, protocol, weight}           |
 //	  |-------------------------------------------------------->|
@@ -54,7 +54,7 @@
 // says what may be used. This is version 1.
 //
 //	dialing end   hello      {version, agent_id, instance_id, labels}    first message
-//	other end     hello      {version, node_id, limits {streams, endpoints}}
+//	other end     hello      {version, node_id, zone, limits {streams, endpoints}}
 //	agent         listen     {endpoint, protocol, weight}      any number, at any time
 //	node          listening  {endpoint}                        routable now
 //	node          refused    {endpoint, code, reason}          this endpoint only, at any time; the session lives on
@@ -194,6 +194,7 @@ type Drain struct {
 type welcome struct {
 	Version int    `json:"version"`
 	NodeID  string `json:"node_id,omitempty"`
+	Zone    string `json:"zone,omitempty"` // where the node runs, so that agents can spread their sessions
 	Limits  Limits `json:"limits,omitzero"`
 }
 

@@ -26,7 +26,8 @@ const patience = 20 * time.Second
 
 // Node is one fake node. Its agents' and clients' ports are one.
 type Node struct {
-	ID string
+	ID   string
+	Zone string // told to agents; to be set before they come
 
 	t        testing.TB
 	ctx      context.Context
@@ -110,7 +111,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		n.serveTCP(w, r, endpoint)
 		return
 	}
-	s, err := tunnel.AcceptNative(w, r, tunnel.NodeOptions{NodeID: n.ID, Handler: n, MaxStreams: 8192})
+	s, err := tunnel.AcceptNative(w, r, tunnel.NodeOptions{NodeID: n.ID, Zone: n.Zone, Handler: n, MaxStreams: 8192})
 	if err != nil {
 		return
 	}
