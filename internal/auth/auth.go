@@ -5,8 +5,8 @@
 //
 // Tokens are JSON Web Tokens (RFC 7519) signed with a key from the settings or from a key set (JWKS, RFC 7517). The
 // checks follow RFC 8725: the algorithms are those of the configured keys only, an algorithm is bound to its kind of
-// key, and the token's own header never leads to a key. Beyond what the JWT library checks, a token needs an expiry,
-// must not carry critical extensions (RFC 7515, 4.1.11) or a name twice, and has at most [MaxToken] bytes.
+// key, and the token's own header never leads to a key. Beyond what the JWT library checks, a token needs an expiry
+// unless the settings say otherwise, must not carry critical extensions (RFC 7515, 4.1.11) or a name twice, and has at most [MaxToken] bytes.
 //
 // Nothing here logs, and no error text repeats a token. All methods are safe for concurrent use.
 package auth
@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -38,6 +39,7 @@ var (
 	ErrScheme        = errors.New("authorization is not a bearer token")
 	ErrInvalid       = errors.New("token is not valid")
 	ErrExpired       = errors.New("token has expired")
+	ErrRevoked       = errors.New("token has been revoked")
 	ErrUnknownTenant = errors.New("tenant is unknown")
 	ErrNotPermitted  = errors.New("token does not permit this")
 	ErrUnavailable   = errors.New("keys are not available")
@@ -55,10 +57,15 @@ const (
 
 // Options are what a [Verifier] needs beside the settings.
 type Options struct {
+	// Section is the key of the settings' section, such as "proxy.auth", for errors to name; may be empty.
+	Section string
 	// Role is the listener's: a token that names roles must name this one.
 	Role Role
 	// Version is sent as part of User-Agent when a key set is fetched.
 	Version string
+	// Previous is the verifier in whose place this one will be put, if any. What it has fetched of the same key set goes
+	// on being used, so that a change of settings is no outage.
+	Previous *Verifier
 	// Now is the clock that token times are held against; nil is time.Now.
 	Now func() time.Time
 }
@@ -71,11 +78,12 @@ type Verifier struct {
 	parser   *jwt.Parser
 	static   staticKeys
 	set      *keySet // nil without JWKS
+	denylist map[string]bool
 	known    cache
 }
 
 // New returns a verifier for the settings, or nil if they ask for no tokens. It reads the keys but does not touch the
-// network: a key set is fetched by [Verifier.Run]. Errors name the key of the setting relative to its auth section.
+// network: a key set is fetched by [Verifier.Run]. Errors are, or join, [config.Problem] values.
 func New(settings config.Auth, o Options) (*Verifier, error) {
 	if !settings.Enabled() {
 		return nil, nil //nolint:nilnil // a nil verifier is the documented answer for "no tokens asked for"
@@ -83,9 +91,12 @@ func New(settings config.Auth, o Options) (*Verifier, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	v := &Verifier{settings: settings, role: o.Role, now: o.Now}
+	v := &Verifier{settings: settings, role: o.Role, now: o.Now, denylist: map[string]bool{}}
+	for _, entry := range settings.Denylist {
+		v.denylist[entry] = true
+	}
 	var err error
-	if v.static, err = parseKeys(settings); err != nil {
+	if v.static, err = parseKeys(o.Section, settings); err != nil {
 		return nil, err
 	}
 	methods := v.static.methods()
@@ -93,12 +104,18 @@ func New(settings config.Auth, o Options) (*Verifier, error) {
 		if v.set, err = newKeySet(settings.JWKS, o); err != nil {
 			return nil, err
 		}
+		if p := o.Previous; p != nil && p.set != nil && p.settings.JWKS.URL == settings.JWKS.URL {
+			v.set.inherit(p.set)
+		}
 		methods = append(methods, setMethods()...)
 	}
 	slices.Sort(methods)
 	options := []jwt.ParserOption{
-		jwt.WithValidMethods(slices.Compact(methods)), jwt.WithExpirationRequired(), jwt.WithIssuedAt(),
+		jwt.WithValidMethods(slices.Compact(methods)), jwt.WithIssuedAt(),
 		jwt.WithLeeway(leeway), jwt.WithStrictDecoding(), jwt.WithTimeFunc(o.Now),
+	}
+	if settings.RequireExp {
+		options = append(options, jwt.WithExpirationRequired())
 	}
 	if settings.Audience != "" {
 		options = append(options, jwt.WithAudience(settings.Audience))
@@ -153,10 +170,10 @@ func (v *Verifier) Authenticate(ctx context.Context, h http.Header) (*Identity, 
 func (v *Verifier) Verify(ctx context.Context, token string) (*Identity, error) {
 	generation := v.generation()
 	if id := v.known.get(token, generation); id != nil {
-		if v.now().Before(id.Expires.Add(leeway)) {
-			return id, nil
+		if id.expired(v.now()) {
+			return nil, ErrExpired
 		}
-		return nil, ErrExpired
+		return id, nil
 	}
 	id, err := v.verify(ctx, token)
 	if err != nil {
@@ -171,7 +188,11 @@ func (v *Verifier) verify(ctx context.Context, token string) (*Identity, error) 
 		return nil, err
 	}
 	var c claims
-	_, err := v.parser.ParseWithClaims(token, &c, func(t *jwt.Token) (any, error) { return v.key(ctx, t) })
+	var keys jwt.VerificationKeySet
+	parsed, err := v.parser.ParseWithClaims(token, &c, func(t *jwt.Token) (_ any, err error) {
+		keys, err = v.key(ctx, t)
+		return keys, err
+	})
 	switch {
 	case err == nil:
 	case errors.Is(err, ErrUnavailable):
@@ -181,17 +202,23 @@ func (v *Verifier) verify(ctx context.Context, token string) (*Identity, error) 
 	default:
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return v.identify(&c)
+	return v.identify(&c, signer(parsed, keys.Keys))
 }
 
 // identify applies what the settings ask of the claims beyond the registered ones.
-func (v *Verifier) identify(c *claims) (*Identity, error) {
+func (v *Verifier) identify(c *claims, key fingerprint) (*Identity, error) {
+	if v.denied(c.ID, c.Subject) {
+		return nil, ErrRevoked
+	}
 	if len(c.Piko.Roles) > 0 && !slices.Contains(c.Piko.Roles, string(v.role)) {
 		return nil, fmt.Errorf("%w: it is not for role %q", ErrNotPermitted, v.role)
 	}
 	id := &Identity{
-		Subject: c.Subject, TokenID: c.ID, Issuer: c.Issuer, Expires: c.ExpiresAt.Time,
-		everything: len(c.Piko.Endpoints) == 0,
+		Subject: c.Subject, TokenID: c.ID, Issuer: c.Issuer,
+		everything: len(c.Piko.Endpoints) == 0, key: key, spread: new(atomic.Uint32),
+	}
+	if c.ExpiresAt != nil {
+		id.Expires = c.ExpiresAt.Time
 	}
 	if id.everything && v.settings.RequireEndpoints {
 		return nil, fmt.Errorf("%w: it names no endpoints", ErrNotPermitted)
@@ -203,18 +230,18 @@ func (v *Verifier) identify(c *claims) (*Identity, error) {
 }
 
 // key returns what verifies t. The algorithm chooses the kind of key; the token's kid chooses within a key set only.
-func (v *Verifier) key(ctx context.Context, t *jwt.Token) (any, error) {
+func (v *Verifier) key(ctx context.Context, t *jwt.Token) (jwt.VerificationKeySet, error) {
 	keys := v.static.forMethod(t.Method)
 	if v.set == nil {
 		return keys, nil
 	}
 	fetched, err := v.set.find(ctx, t)
 	if err != nil && len(keys.Keys) == 0 {
-		return nil, err
+		return keys, err
 	}
 	keys.Keys = append(keys.Keys, fetched...)
 	if len(keys.Keys) == 0 {
-		return nil, errors.New("no key fits its kid and alg")
+		return keys, errors.New("no key fits its kid and alg")
 	}
 	return keys, nil
 }

@@ -157,7 +157,7 @@ func TestAlgorithms(t *testing.T) {
 func TestClaims(t *testing.T) {
 	now := time.Now()
 	hmacKey := []byte(secret)
-	strict := config.Auth{HMACSecretKey: config.NewSecret(secret), Audience: "piko", Issuer: "us", RequireEndpoints: true}
+	strict := config.Auth{HMACSecretKey: config.NewSecret(secret), Audience: "piko", Issuer: "us", RequireEndpoints: true, RequireExp: true}
 	loose := config.Auth{HMACSecretKey: config.NewSecret(secret)}
 	piko := func(endpoints ...string) map[string]any { return map[string]any{"endpoints": endpoints} }
 	for name, tc := range map[string]struct {
@@ -173,7 +173,8 @@ func TestClaims(t *testing.T) {
 		"no endpoints":             {strict, good("aud", "piko", "iss", "us"), auth.ErrNotPermitted},
 		"empty endpoints":          {strict, good("aud", "piko", "iss", "us", "piko", piko()), auth.ErrNotPermitted},
 		"no endpoints, loose":      {loose, good(), nil},
-		"no expiry":                {loose, good("exp", nil), auth.ErrInvalid},
+		"no expiry":                {strict, good("exp", nil, "aud", "piko", "iss", "us", "piko", piko("a")), auth.ErrInvalid},
+		"no expiry, loose":         {loose, good("exp", nil), nil},
 		"expired":                  {loose, good("exp", now.Add(-time.Minute).Unix()), auth.ErrExpired},
 		"expired within leeway":    {loose, good("exp", now.Add(-5*time.Second).Unix()), nil},
 		"not yet":                  {loose, good("nbf", now.Add(time.Minute).Unix()), auth.ErrInvalid},

@@ -29,20 +29,20 @@ type source struct {
 	failed  *atomic.Pointer[string] // what went wrong last; nil after a good fetch
 }
 
-// newSource takes https, http to a loopback address, and files. The client follows no redirect and asks no proxy, so
+// newSource takes https, http to a loopback address, and files, and reports whether u is such. The client follows no redirect and asks no proxy, so
 // that a key set comes from where the settings say.
-func newSource(u *url.URL, timeout time.Duration, version string) (source, error) {
+func newSource(u *url.URL, timeout time.Duration, version string) (source, bool) {
 	s := source{
 		url: u, timeout: timeout, agent: "piko/" + version,
 		etag: new(atomic.Pointer[string]), failed: new(atomic.Pointer[string]),
 	}
 	switch {
 	case u.Scheme == "file" && u.Host == "" && u.Path != "":
-		return s, nil
+		return s, true
 	case u.Scheme == "https" && u.Host != "":
 	case u.Scheme == "http" && loopback(u.Hostname()):
 	default:
-		return s, fmt.Errorf("want https://..., http:// on loopback, or file:///path, have %q", u.Redacted())
+		return s, false
 	}
 	s.client = &http.Client{
 		Timeout: timeout,
@@ -52,7 +52,7 @@ func newSource(u *url.URL, timeout time.Duration, version string) (source, error
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return s, nil
+	return s, true
 }
 
 func loopback(host string) bool {

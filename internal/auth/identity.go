@@ -2,6 +2,7 @@ package auth
 
 import (
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,11 +13,13 @@ type Identity struct {
 	Subject, TokenID, Issuer string
 	// Tenant is whose keys the token was verified with; empty for the listener's own.
 	Tenant string
-	// Expires is when the token ends.
+	// Expires is when the token ends; zero for one that does not.
 	Expires time.Time
 
 	everything bool
-	endpoints  []string // canonical names; a trailing '*' makes a name a prefix
+	endpoints  []string       // canonical names; a trailing '*' makes a name a prefix
+	key        fingerprint    // what verified the token
+	spread     *atomic.Uint32 // over the shards of leases
 }
 
 // Permits reports whether the bearer may offer or reach an endpoint, given by its canonical name.
@@ -30,6 +33,11 @@ func (i *Identity) Permits(endpoint string) bool {
 		}
 	}
 	return false
+}
+
+// expired reports whether the token has ended for clocks that differ by no more than the leeway.
+func (i *Identity) expired(now time.Time) bool {
+	return !i.Expires.IsZero() && !now.Before(i.Expires.Add(leeway))
 }
 
 // lower is strings.ToLower for the ASCII of endpoint names; other letters can't be part of one.

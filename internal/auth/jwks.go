@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,7 @@ type fetched struct {
 	at         time.Time
 	generation uint64
 	keys       []jose.JSONWebKey
+	prints     map[fingerprint]bool // of keys
 }
 
 // setMethods are the algorithms that keys of a set may be used with. There is no HMAC: a set is public.
@@ -56,18 +58,29 @@ func setMethods() []string {
 }
 
 func newKeySet(c config.JWKS, o Options) (*keySet, error) {
+	problem := config.Problem{Key: "jwks.url", Want: "https://..., http:// on loopback, or file:///path", Have: "something else"}
+	if o.Section != "" {
+		problem.Key = o.Section + "." + problem.Key
+	}
 	u, err := url.Parse(c.URL)
 	if err != nil {
-		return nil, errors.New("jwks.url: want https://..., http:// on loopback, or file:///path")
+		return nil, problem
 	}
-	s, err := newSource(u, time.Duration(c.Timeout), o.Version)
-	if err != nil {
-		return nil, fmt.Errorf("jwks.url: %w", err)
+	s, ok := newSource(u, time.Duration(c.Timeout), o.Version)
+	if !ok {
+		problem.Have = strconv.Quote(u.Redacted())
+		return nil, problem
 	}
 	return &keySet{
 		source: s, ttl: time.Duration(c.CacheTTL), now: o.Now,
 		asked: make(chan struct{}, 1), settled: make(chan struct{}),
 	}, nil
+}
+
+// inherit takes over what another one has fetched from the same place.
+func (s *keySet) inherit(from *keySet) {
+	s.source.etag.Store(from.source.etag.Load())
+	s.keys.Store(from.keys.Load())
 }
 
 // run fetches until ctx ends: when keys are due, when a token names an unknown key, and after a failure with growing
@@ -101,11 +114,15 @@ func (s *keySet) fetch(ctx context.Context, retry *time.Duration) time.Duration 
 	next := &fetched{at: s.now()}
 	old := s.keys.Load()
 	if old != nil {
-		next.generation, next.keys = old.generation, old.keys
+		next.generation, next.keys, next.prints = old.generation, old.keys, old.prints
 	}
 	if set != nil { // nil: not modified
 		next.generation++
 		next.keys = usable(set)
+		next.prints = make(map[fingerprint]bool, len(next.keys))
+		for _, k := range next.keys {
+			next.prints[fingerprintOf(k.Key)] = true
+		}
 	}
 	s.keys.Store(next)
 	return s.ttl - s.ttl/10 + rand.N(s.ttl/5+1) //nolint:gosec // jitter, no secret

@@ -4,6 +4,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/golang-jwt/jwt/v5"
 
@@ -23,39 +24,71 @@ const (
 type staticKeys struct {
 	hmac                []byte
 	rsa, ecdsa, ed25519 any
+	prints              map[fingerprint]bool
 }
 
-func parseKeys(c config.Auth) (k staticKeys, err error) {
+func (k staticKeys) holds(key fingerprint) bool { return k.prints[key] }
+
+func parseKeys(section string, c config.Auth) (staticKeys, error) {
+	k, err := readKeys(section, c)
+	if err != nil {
+		return k, err
+	}
+	k.prints = map[fingerprint]bool{}
+	if k.hmac != nil {
+		k.prints[fingerprintOf(k.hmac)] = true
+	}
+	for _, key := range []any{k.rsa, k.ecdsa, k.ed25519} {
+		if key != nil {
+			k.prints[fingerprintOf(key)] = true
+		}
+	}
+	return k, err
+}
+
+// readKeys reports a key that is no good as a [config.Problem], whose key is the setting's in section.
+func readKeys(section string, c config.Auth) (k staticKeys, err error) {
+	bad := func(name string, file config.File, want, have string) {
+		if file != "" {
+			name += "_file" // that is what the operator wrote
+		}
+		if section != "" {
+			name = section + "." + name
+		}
+		err = errors.Join(err, config.Problem{Key: name, Want: want, Have: have})
+	}
+	const other = "something else"
 	if c.HMACSecretKey.IsSet() {
 		k.hmac = []byte(c.HMACSecretKey.Reveal())
 		if len(k.hmac) < minSecret {
-			return k, fmt.Errorf("hmac_secret_key: want at least %d bytes, have %d", minSecret, len(k.hmac))
+			bad("hmac_secret_key", c.HMACSecretKeyFile, fmt.Sprintf("at least %d bytes", minSecret), strconv.Itoa(len(k.hmac)))
 		}
 		if c.JWKS.URL != "" {
-			return k, errors.New("hmac_secret_key: want no shared secret beside jwks.url; remove one of the two")
+			bad("hmac_secret_key", c.HMACSecretKeyFile, "no shared secret beside jwks.url", "both; remove one of the two")
 		}
 	}
 	if c.RSAPublicKey != "" {
-		key, err := jwt.ParseRSAPublicKeyFromPEM([]byte(c.RSAPublicKey))
-		if err != nil {
-			return k, fmt.Errorf("rsa_public_key: want an RSA public key in PEM form: %w", err)
-		}
-		if err := checkRSA(key); err != nil {
-			return k, fmt.Errorf("rsa_public_key: %w", err)
+		key, e := jwt.ParseRSAPublicKeyFromPEM([]byte(c.RSAPublicKey))
+		if e != nil {
+			bad("rsa_public_key", c.RSAPublicKeyFile, "an RSA public key in PEM form", other)
+		} else if e := checkRSA(key); e != nil {
+			bad("rsa_public_key", c.RSAPublicKeyFile, fmt.Sprintf("an RSA key of %d to %d bits", minRSA, maxRSA),
+				fmt.Sprintf("one of %d", key.N.BitLen()))
 		}
 		k.rsa = key
 	}
+	var e error
 	if c.ECDSAPublicKey != "" {
-		if k.ecdsa, err = jwt.ParseECPublicKeyFromPEM([]byte(c.ECDSAPublicKey)); err != nil {
-			return k, fmt.Errorf("ecdsa_public_key: want an EC public key in PEM form: %w", err)
+		if k.ecdsa, e = jwt.ParseECPublicKeyFromPEM([]byte(c.ECDSAPublicKey)); e != nil {
+			bad("ecdsa_public_key", c.ECDSAPublicKeyFile, "an EC public key in PEM form", other)
 		}
 	}
 	if c.Ed25519PublicKey != "" {
-		if k.ed25519, err = jwt.ParseEdPublicKeyFromPEM([]byte(c.Ed25519PublicKey)); err != nil {
-			return k, fmt.Errorf("ed25519_public_key: want an Ed25519 public key in PEM form: %w", err)
+		if k.ed25519, e = jwt.ParseEdPublicKeyFromPEM([]byte(c.Ed25519PublicKey)); e != nil {
+			bad("ed25519_public_key", c.Ed25519PublicKeyFile, "an Ed25519 public key in PEM form", other)
 		}
 	}
-	return k, nil
+	return k, err
 }
 
 func checkRSA(key *rsa.PublicKey) error {

@@ -130,6 +130,10 @@ func (l *loader) checkAuth(section string, a Auth) {
 		l.warn(Problem{Key: section + ".hmac_secret_key", Have: fmt.Sprintf("a key of %d bytes can be guessed", n),
 			Hint: fmt.Sprintf("use %d random bytes or more", minHMACKey)})
 	}
+	if a.Enabled() && a.Audience == "" {
+		l.warn(Problem{Key: section + ".audience", Have: "is empty: tokens that were made for others are taken too",
+			Hint: "name this service, and let the issuer write that into aud"})
+	}
 	key := section + ".jwks.url"
 	if a.JWKS.URL == "" || l.bad(key) {
 		return

@@ -15,6 +15,10 @@ func DefaultPikod() Pikod {
 			IdleTimeout:       Duration(5 * time.Minute),
 			EndpointWait:      Duration(5 * time.Second),
 			AccessLog:         true,
+			Underscores:       "drop",
+			Limits:            defaultProxyLimits(),
+			Rates:             defaultProxyRates(),
+			HTTP2:             defaultProxyHTTP2(),
 			TLS:               defaultTLS(),
 			Auth:              defaultAuth(),
 		},
@@ -22,6 +26,7 @@ func DefaultPikod() Pikod {
 			Listen:                 "127.0.0.1:8001",
 			MaxEndpointsPerSession: 10000,
 			MaxStreamsPerSession:   4096,
+			Limits:                 defaultUpstreamLimits(),
 			TLS:                    defaultTLS(),
 			Auth:                   defaultAuth(),
 			Rebalance:              Rebalance{Threshold: 0.2, ShedRate: 0.005, MinSessions: 50},
@@ -79,7 +84,7 @@ func DefaultTenant() Tenant { return Tenant{Auth: defaultAuth()} }
 func defaultLog() Log { return Log{Level: "info", Format: "text"} }
 
 func defaultAdmin(listen Address) Admin {
-	return Admin{Listen: listen, TLS: defaultTLS(), Auth: defaultAuth()}
+	return Admin{Listen: listen, MaxConnections: 1000, TLS: defaultTLS(), Auth: defaultAuth()}
 }
 
 func defaultTLS() TLS { return TLS{MinVersion: "1.2"} }
@@ -87,6 +92,6 @@ func defaultTLS() TLS { return TLS{MinVersion: "1.2"} }
 func defaultAuth() Auth {
 	return Auth{
 		RequireExp: true, DisconnectOnExpiry: true,
-		JWKS:               JWKS{CacheTTL: Duration(5 * time.Minute), Timeout: Duration(10 * time.Second)},
+		JWKS: JWKS{CacheTTL: Duration(5 * time.Minute), Timeout: Duration(10 * time.Second)},
 	}
 }

@@ -111,7 +111,8 @@ func (l *loader) namedFile(v reflect.Value, f reflect.StructField, key string) {
 	}
 	into := f.Tag.Get("into")
 	limit := int64(maxFile)
-	if into != "" {
+	list := into != "" && v.FieldByName(into).Kind() == reflect.Slice
+	if into != "" && !list {
 		limit = maxSecret
 	}
 	data, err := readFile(path, limit)
@@ -124,7 +125,9 @@ func (l *loader) namedFile(v reflect.Value, f reflect.StructField, key string) {
 	}
 	l.source.sums[path] = sha256.Sum256(data)
 	private := f.Name == "Key"
-	if into != "" {
+	if list {
+		v.FieldByName(into).Set(reflect.ValueOf(entries(string(data))))
+	} else if into != "" {
 		target := v.FieldByName(into)
 		text := strings.TrimRight(string(data), "\r\n")
 		if text == "" {
@@ -138,8 +141,20 @@ func (l *loader) namedFile(v reflect.Value, f reflect.StructField, key string) {
 		}
 	}
 	if info, err := os.Stat(path); err == nil && private && info.Mode().Perm()&0o007 != 0 {
-		l.warn(Problem{Key: key, Have: quote(path) + " is open to every user of this host", Hint: "chmod o= " + path})
+		l.blame(Problem{Key: key, Want: "a file that other users of this host can't open",
+			Have: fmt.Sprintf("%s with mode %04o", quote(path), info.Mode().Perm()), Hint: "chmod o= " + path})
 	}
+}
+
+// entries returns the lines of a list that a file holds, without empty ones and those that begin with #.
+func entries(text string) []string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 // warn adds something that is allowed but unwise.

@@ -106,12 +106,44 @@ func TestSettingsFileItselfMustBeThere(t *testing.T) {
 	}
 }
 
-func TestOpenSecretsAndListenersAreWarnedOf(t *testing.T) {
+func TestOpenSecretsAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	token := write(t, dir, "token", "x")
-	if err := os.Chmod(token, 0o644); err != nil {
+	file := write(t, dir, "a.toml", "connect.token_file = 'token'")
+	for mode, want := range map[os.FileMode]string{
+		0o600: "", 0o640: "", 0o440: "",
+		0o644: `a.toml:1: connect.token_file: want a file that other users of this host can't open, ` +
+			`have "token" with mode 0644; chmod o= token`,
+	} {
+		if err := os.Chmod(token, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := LoadAgent(file)
+		if got := strings.Join(lines(err, dir), "\n"); got != want {
+			t.Errorf("mode %v: got %q, want %q", mode, got, want)
+		}
+	}
+}
+
+func TestDenylistIsReadFromItsFile(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "denied", "# stolen\nt1\n\n  alice@example.com  \n")
+	write(t, dir, "empty", "")
+	p, err := LoadPikod(write(t, dir, "p.toml", "proxy.auth.denylist_file = 'denied'\nupstream.auth.denylist_file = 'empty'"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	if got := p.Proxy.Auth.Denylist; len(got) != 2 || got[0] != "t1" || got[1] != "alice@example.com" {
+		t.Errorf("denylist is %q", got)
+	}
+	if got := p.Upstream.Auth.Denylist; len(got) != 0 {
+		t.Errorf("an empty file denies %q", got)
+	}
+}
+
+func TestOpenListenersAreWarnedOf(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "token", "x")
 	a, err := LoadAgent(write(t, dir, "a.toml", `
 connect.url = "http://example.com"
 connect.token_file = "token"
@@ -130,7 +162,6 @@ addr = "169.254.169.254:80"
 		got = append(got, strings.ReplaceAll(w.String(), dir+"/", ""))
 	}
 	want := []string{
-		`a.toml:3: connect.token_file: "token" is open to every user of this host; chmod o= token`,
 		`a.toml:2: connect.url: the token travels unencrypted; use https://`,
 		`a.toml:4: connect.tls: is not used; it needs https:// in connect.url`,
 		`a.toml:6: admin.allow_unauthenticated: everybody who reaches ":8002" is let in without authentication`,

@@ -9,6 +9,10 @@ type Pikod struct {
 	// How long a stopping node goes on serving as before after it has reported itself not ready, so that load balancers
 	// look elsewhere first. Set it to a little more than the interval of the balancer's health check.
 	DrainNotice Duration `toml:"drain_notice" reload:"live"`
+	// How much memory the process may hold. Garbage is collected more often from 80 % of it on, and nothing new is taken
+	// from 90 %. 0B: what the control group of the process allows, as in a container or by MemoryMax of systemd, if
+	// anything.
+	MemoryLimit Size `toml:"memory_limit" reload:"live"`
 	// What is logged, and how.
 	Log Log `toml:"log"`
 	// The listener that clients send their requests to.
@@ -55,10 +59,27 @@ type Proxy struct {
 	TrustedProxies CIDRs `toml:"trusted_proxies" reload:"live"`
 	// Log one line for each request and each TCP connection.
 	AccessLog bool `toml:"access_log" reload:"live"`
+	// Networks in CIDR notation, or single addresses, that clients may come from. Others are turned away: their
+	// connections are closed, or their requests get 403 when they come by a trusted proxy. Empty: everybody may come.
+	Allow CIDRs `toml:"allow" reload:"live"`
+	// Networks or addresses that clients may not come from, also if `allow` holds them.
+	Deny CIDRs `toml:"deny" reload:"live"`
+	// What becomes of request headers with an underscore in their name. Many services take `X_User` for `X-User`, so
+	// that a client could forge what only a proxy may say. `drop`: they do not reach the service. `reject`: the request
+	// gets 400. `allow`: they pass, except those that would be taken for Piko's own or for forwarding headers.
+	Underscores string `toml:"underscores" reload:"live" one_of:"drop|reject|allow"`
+	// Limits of what one client may ask.
+	Limits ProxyLimits `toml:"limits"`
+	// Limits of how often something may happen.
+	Rates ProxyRates `toml:"rates"`
+	// Limits of HTTP/2.
+	HTTP2 ProxyHTTP2 `toml:"http2"`
 	// TLS for clients. Without a certificate the listener speaks plain HTTP.
 	TLS TLS `toml:"tls"`
 	// Who may send requests. Without a key or key set everybody may.
 	Auth Auth `toml:"auth"`
+	// Endpoints that other limits hold for than for all.
+	Endpoints []ProxyEndpoint `toml:"endpoints" key:"endpoint" reload:"live"`
 }
 
 // Upstream holds the settings of the listener for agents.
@@ -74,6 +95,13 @@ type Upstream struct {
 	MaxEndpointsPerSession int `toml:"max_endpoints_per_session" reload:"live" min:"1" max:"1000000"`
 	// Most streams in flight on one session. A session that is full is passed over.
 	MaxStreamsPerSession int `toml:"max_streams_per_session" reload:"live" min:"1" max:"1000000"`
+	// Networks in CIDR notation, or single addresses, that agents may come from. Connections of others are closed.
+	// Empty: everybody may come.
+	Allow CIDRs `toml:"allow" reload:"live"`
+	// Networks or addresses that agents may not come from, also if `allow` holds them.
+	Deny CIDRs `toml:"deny" reload:"live"`
+	// Limits of what agents may ask.
+	Limits UpstreamLimits `toml:"limits"`
 	// TLS for agents. Without a certificate the listener speaks plain HTTP.
 	TLS TLS `toml:"tls"`
 	// Who may offer endpoints.
@@ -126,6 +154,11 @@ type Cluster struct {
 	Secret Secret `toml:"secret" reload:"restart"`
 	// File that holds `secret`.
 	SecretFile File `toml:"secret_file" reload:"restart" into:"Secret"`
+	// Networks in CIDR notation, or single addresses, that other nodes may come from. Connections of others are closed.
+	// Empty: everybody may come, and has to prove to be a node.
+	Allow CIDRs `toml:"allow" reload:"live"`
+	// Networks or addresses that nodes may not come from, also if `allow` holds them.
+	Deny CIDRs `toml:"deny" reload:"live"`
 	// Mutual TLS between the nodes. A node takes other files when it is restarted.
 	TLS PeerTLS `toml:"tls" reload:"restart"`
 }

@@ -19,6 +19,13 @@ type Admin struct {
 	// Serve Go profiles under /debug/pprof/. They show the inside of the process: use them to find a fault, then turn
 	// them off.
 	Pprof bool `toml:"pprof" reload:"live"`
+	// Most open connections. More are closed at once. 0: no limit.
+	MaxConnections int `toml:"max_connections" reload:"live" min:"0"`
+	// Networks in CIDR notation, or single addresses, that operators, probes and scrapers may come from. Connections of
+	// others are closed. Empty: everybody may come.
+	Allow CIDRs `toml:"allow" reload:"live"`
+	// Networks or addresses that they may not come from, also if `allow` holds them.
+	Deny CIDRs `toml:"deny" reload:"live"`
 	// TLS for operators. Without a certificate the listener speaks plain HTTP.
 	TLS TLS `toml:"tls"`
 	// Who may read and do what is served here. /health and /ready stay open for probes.
@@ -49,9 +56,17 @@ type Auth struct {
 	Audience string `toml:"audience" reload:"live"`
 	// What a token's `iss` claim must be. Empty: not checked.
 	Issuer string `toml:"issuer" reload:"live"`
+	// Refuse tokens that have no `exp` claim, and so would be good for ever.
+	RequireExp bool `toml:"require_exp" reload:"live"`
+	// Tokens that have been revoked: values of the `jti` or `sub` claim. What such a token has begun, sessions, requests
+	// and connections, ends within seconds.
+	Denylist []string `toml:"denylist" reload:"live"`
+	// File that holds `denylist`, one value in a line. Lines that begin with # do not count.
+	DenylistFile File `toml:"denylist_file" reload:"live" into:"Denylist"`
 	// Refuse tokens that name no endpoints. Otherwise such a token is good for every endpoint.
 	RequireEndpoints bool `toml:"require_endpoints" reload:"live"`
-	// End a session or stream when the token it was opened with expires.
+	// End a session, a connection or a request that is still running when the token that it was begun with expires. A
+	// session of an agent gets half a minute for what runs on it.
 	DisconnectOnExpiry bool `toml:"disconnect_on_expiry" reload:"live"`
 }
 

@@ -88,10 +88,13 @@ func (x *Console) newFace(c config.Admin) (*face, error) {
 	f := &face{settings: c, stop: func() {}}
 	var errs [2]error
 	f.tls, errs[0] = tlsconf.Server("admin.tls", c.TLS, "h2", "http/1.1")
-	f.operator, errs[1] = auth.New(c.Auth, auth.Options{Role: auth.Operator, Version: x.o.Version})
-	if errs[1] != nil {
-		errs[1] = fmt.Errorf("admin.auth: %w", errs[1])
+	var previous *auth.Verifier
+	if old := x.face.Load(); old != nil {
+		previous = old.operator
 	}
+	f.operator, errs[1] = auth.New(c.Auth, auth.Options{
+		Section: "admin.auth", Role: auth.Operator, Version: x.o.Version, Previous: previous,
+	})
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}

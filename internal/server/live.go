@@ -29,33 +29,35 @@ func (s *Server) now() *live { return s.live.Load() }
 // newLive reads keys and certificates.
 func (s *Server) newLive(c config.Pikod) (*live, error) {
 	n := &live{config: c, stop: func() {}}
-	err := n.authenticate(s.o.Version)
+	err := n.authenticate(s.o.Version, s.now())
 	conf, problem := s.secure(&n.config)
 	n.tls = conf
 	return n, errors.Join(err, problem)
 }
 
-// authenticate builds what verifies tokens.
-func (n *live) authenticate(version string) error {
+// authenticate builds what verifies tokens. What was used before, if anything, hands over the key sets it has fetched.
+func (n *live) authenticate(version string, old *live) error {
 	c := &n.config
+	if old == nil {
+		old = &live{}
+	}
 	var err error
-	verifier := func(key string, a config.Auth, role auth.Role) *auth.Verifier {
-		v, e := auth.New(a, auth.Options{Role: role, Version: version})
-		if e != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", key, e))
-		}
+	verifier := func(section string, a config.Auth, role auth.Role, previous *auth.Verifier) *auth.Verifier {
+		v, e := auth.New(a, auth.Options{Section: section, Role: role, Version: version, Previous: previous})
+		err = errors.Join(err, e)
 		return v
 	}
-	n.agents.Own = verifier("upstream.auth", c.Upstream.Auth, auth.Agent)
-	n.clients.Own = verifier("proxy.auth", c.Proxy.Auth, auth.Client)
-	n.operator = verifier("admin.auth", c.Admin.Auth, auth.Operator)
-	for _, t := range c.Upstream.Tenants {
+	n.agents.Own = verifier("upstream.auth", c.Upstream.Auth, auth.Agent, old.agents.Own)
+	n.clients.Own = verifier("proxy.auth", c.Proxy.Auth, auth.Client, old.clients.Own)
+	n.operator = verifier("admin.auth", c.Admin.Auth, auth.Operator, old.operator)
+	for i, t := range c.Upstream.Tenants {
 		if n.agents.Tenants == nil {
 			n.agents.Tenants, n.clients.Tenants = map[string]*auth.Verifier{}, map[string]*auth.Verifier{}
 		}
-		key := fmt.Sprintf("upstream.tenants %q", t.ID)
-		if n.agents.Tenants[t.ID] = verifier(key, t.Auth, auth.Agent); n.agents.Tenants[t.ID] != nil {
-			n.clients.Tenants[t.ID] = verifier(key, t.Auth, auth.Client) // else it would only say the same again
+		section := fmt.Sprintf("upstream.tenants[%d].auth", i)
+		n.agents.Tenants[t.ID] = verifier(section, t.Auth, auth.Agent, old.agents.Tenants[t.ID])
+		if n.agents.Tenants[t.ID] != nil { // else it would only say the same again
+			n.clients.Tenants[t.ID] = verifier(section, t.Auth, auth.Client, old.clients.Tenants[t.ID])
 		}
 	}
 	return err

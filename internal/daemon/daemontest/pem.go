@@ -89,6 +89,7 @@ func (f Files) Auth(section string) map[string]Values {
 		section + ".ed25519_public_key_file": {section + ".ed25519_public_key_file": f.Ed},
 		section + ".audience":                {section + ".audience": `"me"`},
 		section + ".issuer":                  {section + ".issuer": `"them"`},
+		section + ".denylist_file":           {section + ".denylist_file": f.Token},
 		section + ".jwks.url":                {section + ".jwks.url": `"http://127.0.0.1:1/keys"`},
 	}
 }
