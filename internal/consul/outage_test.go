@@ -286,6 +286,36 @@ func TestReaderSurvivesLies(t *testing.T) {
 	}
 }
 
+// As a leader does that has just been elected.
+func TestSessionIsNotGivenUpForAnAnswerThatDoesNotKnowIt(t *testing.T) {
+	t.Parallel()
+	c := consultest.Start(t, consultest.Options{})
+	l := newLiar(t, c, false)
+	w := newTown(t, c)
+	w.pace.renew, w.pace.retryMin = 50*time.Millisecond, 10*time.Millisecond
+	w.change = func(o *Options) { o.Settings.Address = config.List{l.address()} }
+	a := w.join("a")
+	a.local.Add("kept", 1)
+	a.publish("kept")
+	session := sessionOf(a)
+	var lies atomic.Int64
+	l.tell(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/session/renew/") {
+			return false
+		}
+		lies.Add(1)
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	})
+	until(t, "Consul has denied the session some times", func() bool { return lies.Load() > 5 })
+	l.honest()
+	a.local.Add("after", 1)
+	a.publish("after")
+	if now := sessionOf(a); now != session || a.metric("piko_consul_sessions_created_total") != 1 {
+		t.Errorf("session %s was replaced by %s, though it was there", session, now)
+	}
+}
+
 func TestAddressThatHangsIsLeft(t *testing.T) {
 	t.Parallel()
 	c := consultest.Start(t, consultest.Options{})

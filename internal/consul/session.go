@@ -264,13 +264,28 @@ func (d *Directory) renew(ctx context.Context, id string) error {
 			d.renewals.reset()
 			wait = min(wait, d.jitter(d.pace.retryMin*4))
 		case entry == nil:
-			return fmt.Errorf("renew session %s: %w", id, errLost)
+			if d.ended(ctx, id) {
+				return fmt.Errorf("renew session %s: %w", id, errLost)
+			}
+			d.metrics.renewFailures.Inc()
+			wait = min(wait, d.jitter(d.pace.retryMin))
 		default:
 			d.renewed.Store(time.Now().UnixNano())
 			d.metrics.renewTime.Observe(time.Since(began).Seconds())
 		}
 	}
 	return nil
+}
+
+// ended asks whether a session is really gone. A leader that has just been elected renews before it knows all sessions, and
+// says of those that it doesn't know yet that there are none. It takes no consistent read before it does.
+func (d *Directory) ended(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, d.pace.renewTimeout)
+	defer cancel()
+	q := readOptions(ctx)
+	q.RequireConsistent = true
+	entry, _, err := d.renewClient.Session().Info(id, q)
+	return err == nil && entry == nil
 }
 
 // jitter returns t with up to a tenth added or taken.
