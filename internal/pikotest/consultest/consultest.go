@@ -9,12 +9,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,6 +34,7 @@ type Consul struct {
 	Token string
 
 	t       testing.TB
+	place   Place
 	program string
 	dir     string
 	cmd     *exec.Cmd
@@ -42,8 +45,20 @@ type Consul struct {
 type Options struct {
 	// ACL denies everything that no token allows.
 	ACL bool
-	// Settings are merged into the configuration, as Consul's documentation names them.
+	// Settings are merged into the configuration, as Consul's documentation names them; nil takes one out.
 	Settings map[string]any
+	// Place is where the server runs: by default here, on loopback.
+	Place Place
+}
+
+// Place is where a server runs and how it is reached, when that is not this host's loopback: in a network namespace.
+type Place struct {
+	// Addr is the address that it binds to, without a port.
+	Addr string
+	// Enter is put before the command line.
+	Enter []string
+	// Dial reaches the address from the test.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Start runs one server and waits until it leads itself.
@@ -58,11 +73,17 @@ func Start(t testing.TB, o Options) *Consul {
 // Cluster runs n servers and waits until each knows the leader.
 func Cluster(t testing.TB, n int) []*Consul {
 	t.Helper()
-	servers := make([]*Consul, n)
+	return ClusterAt(t, make([]Place, n)...)
+}
+
+// ClusterAt is Cluster with one server in each place.
+func ClusterAt(t testing.TB, places ...Place) []*Consul {
+	t.Helper()
+	servers := make([]*Consul, len(places))
 	var join []string
 	for i := range servers {
-		servers[i] = newConsul(t, Options{}, n)
-		join = append(join, servers[i].serf())
+		servers[i] = newConsul(t, Options{Place: places[i]}, len(places))
+		join = append(join, servers[i].Serf())
 	}
 	for _, c := range servers {
 		c.change(func(settings map[string]any) { settings["retry_join"] = join })
@@ -77,14 +98,17 @@ func Cluster(t testing.TB, n int) []*Consul {
 // newConsul writes the configuration of a server of a cluster of n; with 0 it is alone.
 func newConsul(t testing.TB, o Options, n int) *Consul {
 	t.Helper()
-	c := &Consul{t: t, program: program(t), dir: t.TempDir()}
+	c := &Consul{t: t, place: o.Place, program: program(t), dir: t.TempDir()}
+	if c.place.Addr == "" {
+		c.place.Addr = "127.0.0.1"
+	}
 	ports := freePorts(t, 6)
-	c.HTTP = fmt.Sprintf("127.0.0.1:%d", ports[0])
-	c.DNS = fmt.Sprintf("127.0.0.1:%d", ports[1])
+	c.HTTP = fmt.Sprintf("%s:%d", c.place.Addr, ports[0])
+	c.DNS = fmt.Sprintf("%s:%d", c.place.Addr, ports[1])
 	settings := map[string]any{
-		"server": true, "bootstrap_expect": max(n, 1), "data_dir": filepath.Join(c.dir, "data"), "bind_addr": "127.0.0.1",
-		"client_addr": "127.0.0.1", "log_level": "warn", "disable_update_check": true, "datacenter": "dc1",
-		"node_name":          "server-" + strings.ReplaceAll(c.HTTP, ":", "-"),
+		"server": true, "bootstrap_expect": max(n, 1), "data_dir": filepath.Join(c.dir, "data"), "bind_addr": c.place.Addr,
+		"client_addr": c.place.Addr, "log_level": "warn", "disable_update_check": true, "datacenter": "dc1",
+		"node_name":          "server-" + strings.NewReplacer(":", "-", ".", "-").Replace(c.HTTP),
 		"leave_on_terminate": false, "skip_leave_on_interrupt": true,
 		"performance": map[string]any{"raft_multiplier": 1},
 		"ports": map[string]any{
@@ -101,6 +125,9 @@ func newConsul(t testing.TB, o Options, n int) *Consul {
 	}
 	for name, value := range o.Settings {
 		settings[name] = value
+		if value == nil {
+			delete(settings, name)
+		}
 	}
 	c.write(settings)
 	t.Cleanup(c.Stop)
@@ -184,14 +211,23 @@ func (c *Consul) change(f func(settings map[string]any)) {
 	c.write(settings)
 }
 
-func (c *Consul) serf() string {
-	return fmt.Sprintf("127.0.0.1:%.0f", c.read()["ports"].(map[string]any)["serf_lan"])
+// Serf is the address that others join the server by.
+func (c *Consul) Serf() string { return c.port("serf_lan") }
+
+func (c *Consul) port(name string) string {
+	return fmt.Sprintf("%s:%.0f", c.place.Addr, c.read()["ports"].(map[string]any)[name])
+}
+
+// command is one that runs Consul where the server is.
+func (c *Consul) command(args ...string) *exec.Cmd {
+	line := append(append(slices.Clone(c.place.Enter), c.program), args...)
+	return exec.Command(line[0], line[1:]...)
 }
 
 // Run starts the process, at first or again after Stop or Kill, with the data it had.
 func (c *Consul) Run() {
 	c.t.Helper()
-	cmd := exec.Command(c.program, "agent", "-config-file="+c.file())
+	cmd := c.command("agent", "-config-file="+c.file())
 	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		c.t.Fatal(err)
@@ -243,15 +279,13 @@ func (c *Consul) Resume() { _ = c.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Leads reports whether this server is the leader.
 func (c *Consul) Leads() bool {
-	leader := c.leader()
-	server := c.read()["ports"].(map[string]any)["server"].(float64)
-	return leader == fmt.Sprintf("127.0.0.1:%.0f", server)
+	return c.leader() == c.port("server")
 }
 
 // CLI runs a command of Consul, such as kv delete, and returns what it prints.
 func (c *Consul) CLI(args ...string) string {
 	c.t.Helper()
-	cmd := exec.Command(c.program, args...)
+	cmd := c.command(args...)
 	cmd.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+c.HTTP, "CONSUL_HTTP_TOKEN="+c.Token)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -262,22 +296,34 @@ func (c *Consul) CLI(args ...string) string {
 
 // leader returns the address of the leader, or "".
 func (c *Consul) leader() string {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.HTTP+"/v1/status/leader", http.NoBody)
-	if err != nil {
-		return ""
-	}
-	resp, err := (&http.Client{Timeout: time.Second}).Do(r)
-	if err != nil {
-		return ""
-	}
-	defer resp.Body.Close()
+	body, err := c.Ask(http.MethodGet, "/v1/status/leader", "", time.Second)
 	var leader string
-	if err := json.NewDecoder(resp.Body).Decode(&leader); err != nil {
+	if err != nil || json.Unmarshal(body, &leader) != nil {
 		return ""
 	}
 	return leader
+}
+
+// Ask sends a request to the API and returns the answer, if it is one of success.
+func (c *Consul) Ask(method, path, body string, within time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+c.HTTP+path, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("X-Consul-Token", c.Token)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: c.place.Dial}}
+	resp, err := client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s %s: status %d: %s", method, path, resp.StatusCode, answer)
+	}
+	return answer, err
 }
 
 // await waits until the server knows a leader and the leader takes writes.
@@ -305,20 +351,6 @@ func (c *Consul) write1() error {
 	if c.leader() == "" {
 		return errors.New("no leader")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://"+c.HTTP+"/v1/kv/consultest", strings.NewReader("x"))
-	if err != nil {
-		return err
-	}
-	r.Header.Set("X-Consul-Token", c.Token)
-	resp, err := (&http.Client{Timeout: 5 * time.Second}).Do(r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d", resp.StatusCode)
-	}
-	return nil
+	_, err := c.Ask(http.MethodPut, "/v1/kv/consultest", "x", 5*time.Second)
+	return err
 }
