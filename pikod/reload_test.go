@@ -13,25 +13,27 @@ func TestEveryKeyIsReloadedOrRefused(t *testing.T) {
 	dir, files := t.TempDir(), daemontest.NewFiles(t)
 	socket := func(name string) string { return strconv.Quote("unix:" + dir + "/" + name) }
 	special := map[string]daemontest.Values{
-		"proxy.listen":          {"proxy.listen": socket("proxy2")},
-		"upstream.listen":       {"upstream.listen": socket("upstream2")},
-		"upstream.tenants[].id": {"upstream.tenants[].id": `"u"`},
-		"admin.listen":          {"admin.listen": socket("admin2")},
-		"cluster.name":          {"cluster.name": `"other"`},
-		"cluster.node_id":       {"cluster.node_id": `"n7"`},
-		"cluster.zone":          {"cluster.zone": `"z"`},
-		"cluster.listen":        {"cluster.listen": `"127.0.0.1:9"`},
-		"cluster.advertise":     {"cluster.advertise": `"127.0.0.1:9"`},
-		"cluster.secret":        {"cluster.secret": `"0123456789abcdef0123456789abcdef"`},
-		"cluster.secret_file":   {"cluster.secret_file": files.Token},
-		"cluster.tls.cert":      {"cluster.tls.cert": files.Cert, "cluster.tls.key": files.Key, "cluster.tls.ca": files.Cert},
-		"consul.address":        {"consul.address": `"127.0.0.1:1"`, "cluster.secret": `"0123456789abcdef0123456789abcdef"`},
-		"consul.token":          {"consul.token": `"secret"`},
-		"consul.token_file":     {"consul.token_file": files.Token},
-		"consul.prefix":         {"consul.prefix": `"p"`},
-		"consul.datacenter":     {"consul.datacenter": `"d"`},
-		"consul.namespace":      {"consul.namespace": `"n"`},
-		"consul.partition":      {"consul.partition": `"p"`},
+		"proxy.listen":                           {"proxy.listen": socket("proxy2")},
+		"upstream.listen":                        {"upstream.listen": socket("upstream2")},
+		"upstream.tenants[].id":                  {"upstream.tenants[].id": `"u"`},
+		"admin.listen":                           {"admin.listen": socket("admin2")},
+		"proxy.limits.max_response_header_bytes": {"proxy.limits.max_response_header_bytes": `"1MiB"`},
+		"proxy.endpoints[].endpoint":             {"proxy.endpoints[].endpoint": `"t/f"`},
+		"cluster.name":                           {"cluster.name": `"other"`},
+		"cluster.node_id":                        {"cluster.node_id": `"n7"`},
+		"cluster.zone":                           {"cluster.zone": `"z"`},
+		"cluster.listen":                         {"cluster.listen": `"127.0.0.1:9"`},
+		"cluster.advertise":                      {"cluster.advertise": `"127.0.0.1:9"`},
+		"cluster.secret":                         {"cluster.secret": `"0123456789abcdef0123456789abcdef"`},
+		"cluster.secret_file":                    {"cluster.secret_file": files.Token},
+		"cluster.tls.cert":                       {"cluster.tls.cert": files.Cert, "cluster.tls.key": files.Key, "cluster.tls.ca": files.Cert},
+		"consul.address":                         {"consul.address": `"127.0.0.1:1"`, "cluster.secret": `"0123456789abcdef0123456789abcdef"`},
+		"consul.token":                           {"consul.token": `"secret"`},
+		"consul.token_file":                      {"consul.token_file": files.Token},
+		"consul.prefix":                          {"consul.prefix": `"p"`},
+		"consul.datacenter":                      {"consul.datacenter": `"d"`},
+		"consul.namespace":                       {"consul.namespace": `"n"`},
+		"consul.partition":                       {"consul.partition": `"p"`},
 	}
 	for _, key := range []string{"key", "ca"} {
 		special["cluster.tls."+key] = special["cluster.tls.cert"]
@@ -70,7 +72,7 @@ func TestEveryKeyIsReloadedOrRefused(t *testing.T) {
 		Base: daemontest.Values{
 			"proxy.listen": socket("proxy"), "upstream.listen": socket("upstream"), "admin.listen": socket("admin"),
 			"cluster.node_id": `"n1"`, "upstream.tenants[].id": `"t"`,
-			"upstream.tenants[].auth.jwks.url": `"http://127.0.0.1:9/keys"`,
+			"upstream.tenants[].auth.jwks.url": `"http://127.0.0.1:9/keys"`, "proxy.endpoints[].endpoint": `"e"`,
 		},
 		Digest: func(file string) (string, error) {
 			c, err := config.LoadPikod(file)

@@ -50,6 +50,7 @@ func sample(b book) []byte {
 // shown returns the default of a key, or an example where there can be no default.
 func shown(k key) string {
 	if v := map[string]string{
+		"proxy.endpoints[].endpoint":       `"my-endpoint"`,
 		"listeners[].endpoint":             `"my-endpoint"`,
 		"listeners[].addr":                 `"localhost:3000"`,
 		"forwards[].listen":                `"127.0.0.1:3000"`,
