@@ -1,5 +1,5 @@
 // Package daemon is the shell of every Piko process: command line, exit codes, log, signals, sockets handed over by
-// systemd, and the notes systemd gets in return.
+// systemd or by the process before, and the notes systemd gets in return.
 //
 // An assembly describes itself as a [Program]; a main package passes that to [Main] and exits with the code it returns.
 // Main loads the settings, starts the assembly's Run and gives it a [Process], which is all that a running assembly sees
@@ -16,6 +16,7 @@
 //	  │
 //	  │ SIGTERM or SIGINT: ctx ends, Run drains and returns ──▶ 0
 //	  │ a second one: the process ends at once ──▶ 1
+//	  │ SIGUSR2: a new process takes over, ctx ends, Run drains and returns ──▶ 0
 //
 // What goes wrong before Run is printed on stderr, once, as plain text. From then on everything goes to the log, which
 // is stderr too.
@@ -35,6 +36,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/pikoproxy/piko/internal/config"
 )
@@ -82,6 +84,8 @@ type Settings interface {
 	Source() config.Source
 	// Changes returns what differs in next, which are settings of the same program, as config.Diff does.
 	Changes(next Settings) []config.Change
+	// DrainLimit is how long a drain may take, with all that comes before it.
+	DrainLimit() time.Duration
 	// Run does the program's work until ctx ends, which happens at the first SIGTERM or SIGINT; then it drains and
 	// returns nil. It sets its own limit to the drain. An error means that the work could not be done.
 	Run(ctx context.Context, p *Process) error
@@ -116,6 +120,9 @@ func (e Env) Failf(format string, args ...any) int {
 	fmt.Fprintf(e.Stderr, "%s: %s\n", e.Program, fmt.Sprintf(format, args...))
 	return ExitFailure
 }
+
+// Refuse prints what is wrong with the settings, each problem on a line of its own, and returns [ExitSettings].
+func (e Env) Refuse(err error) int { return badSettings(e, err) }
 
 // ConfigFile returns the settings file to read: the one given, or else the program's own file in /etc/piko if there is
 // one, or else "".

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -38,6 +39,7 @@ func (f fake) Check() error  { return f.check }
 
 func (fake) Source() config.Source            { return config.Source{} }
 func (fake) Changes(Settings) []config.Change { return nil }
+func (fake) DrainLimit() time.Duration        { return time.Second }
 
 func (f fake) Run(ctx context.Context, p *Process) error { return f.run(ctx, p) }
 

@@ -4,16 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
-
-	"github.com/coreos/go-systemd/v22/activation"
 )
 
 // unixMode is the mode of a unix socket we make: its owner and group may connect.
@@ -22,98 +18,148 @@ const unixMode = 0o660
 // probeTimeout bounds the question whether somebody answers on a unix socket that is in the way.
 const probeTimeout = time.Second
 
-// sockets are the listening sockets handed over by systemd, by name. Each is given out once.
-type sockets struct {
-	mu     sync.Mutex
-	byName map[string][]net.Listener
-}
-
-// inherit takes over the sockets of systemd's socket activation (sd_listen_fds(3)). It may be called once in a process,
-// since it takes them out of the environment so that no child believes them to be its own.
-func inherit() (*sockets, error) {
-	s := &sockets{byName: map[string][]net.Listener{}}
-	var errs []error
-	for _, f := range activation.Files(true) {
-		l, err := net.FileListener(f)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("socket %q from systemd is no stream socket that listens: %w", f.Name(), err))
-		} else {
-			s.byName[f.Name()] = append(s.byName[f.Name()], l)
-		}
-		// FileListener works on a duplicate.
-		_ = f.Close()
-	}
-	return s, errors.Join(errs...)
-}
-
-// take removes and returns the sockets of that name.
-func (s *sockets) take(name string) []net.Listener {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ls := s.byName[name]
-	delete(s.byName, name)
-	return ls
-}
-
-// left returns the names of the sockets that nobody has taken, in order.
-func (s *sockets) left() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.byName))
-}
-
 // Listen opens the listener of that name: "proxy", "upstream". A socket handed over by systemd under the name is used if
-// there is one, the first time it is asked for; else addr is bound, which is "host:port", ":port" or "unix:/path".
+// there is one, and else addr is bound, which is "host:port", ":port" or "unix:/path".
 //
 // explicit says that the operator has written addr. Then a socket of systemd's with another address is an error, a
 // [SettingsError] that tells both ways out: neither of the two may be ignored silently.
 //
+// A name may be asked for again while its listener is open. With the same address the answer is another listener on the
+// same socket: either may be closed, and no client notices. An address that overlaps with the one in use is bound beside it.
+//
 // A unix socket is made with mode 0660. A socket file left behind by a dead process is replaced; one that somebody
 // answers on is an error.
 func (p *Process) Listen(name, addr string, explicit bool) (net.Listener, error) {
-	inherited := p.sockets.take(name)
-	if len(inherited) == 0 {
-		return bind(name, addr)
+	ls, err := p.listen(name, addr, explicit)
+	if err != nil {
+		return nil, err
 	}
-	if explicit && !anySame(inherited, addr) {
-		have := make([]string, len(inherited))
-		for i, l := range inherited {
-			have[i] = l.Addr().String()
-			_ = l.Close()
-		}
-		return nil, &SettingsError{fmt.Errorf("listener %s: the settings say %s, but systemd handed over a socket at %s: "+
-			"remove the address from the settings and set it with `systemctl edit %[4]s-%[1]s.socket`, "+
-			"or give up the socket with `systemctl mask --now %[4]s-%[1]s.socket`",
-			name, addr, strings.Join(have, " and "), p.Name)}
+	p.sockets.opened(ls...)
+	if len(ls) == 1 {
+		return ls[0], nil
 	}
-	if len(inherited) == 1 {
-		return inherited[0], nil
-	}
-	return newMerged(inherited), nil
+	return newMerged(ls), nil
 }
 
-func bind(name, addr string) (net.Listener, error) {
-	path, isUnix := strings.CutPrefix(addr, "unix:")
-	if !isUnix {
-		l, err := net.Listen("tcp", addr)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("listener %s: %w: another process has it, or this one is running twice", name, err)
+func (p *Process) listen(name, addr string, explicit bool) ([]*socket, error) {
+	given := p.sockets.take(name, addr)
+	old := p.sockets.named(name)
+	var units []*socket
+	for _, l := range slices.Concat(given, old) {
+		if l.unit {
+			units = append(units, l)
 		}
+	}
+	if explicit && len(units) > 0 && !anySame(units, addr) {
+		for _, l := range given {
+			_ = l.Close()
+		}
+		return nil, p.contradiction(name, addr, units)
+	}
+	if len(given) > 0 {
+		return given, nil
+	}
+	var same []*socket
+	for _, l := range old {
+		known := func(o *socket) bool { return o.Addr().String() == l.Addr().String() } // one of two that are being exchanged
+		if !l.unit && !sameAddr(l.Addr(), addr) || slices.ContainsFunc(same, known) {
+			continue
+		}
+		o, err := l.again()
 		if err != nil {
+			for _, o := range same {
+				_ = o.Listener.Close()
+			}
 			return nil, fmt.Errorf("listener %s: %w", name, err)
 		}
-		return l, nil
+		same = append(same, o)
 	}
-	if err := removeStale(path); err != nil {
-		return nil, fmt.Errorf("listener %s: %w", name, err)
+	if len(same) > 0 {
+		return same, nil
 	}
-	l, err := net.Listen("unix", path)
+	l, err := p.sockets.bind(name, addr, old)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", name, err)
 	}
+	return []*socket{p.sockets.own(l, name, false)}, nil
+}
+
+// contradiction says that settings and systemd name different addresses.
+func (p *Process) contradiction(name, addr string, units []*socket) error {
+	have := make([]string, len(units))
+	for i, l := range units {
+		have[i] = l.Addr().String()
+	}
+	slices.Sort(have)
+	return &SettingsError{fmt.Errorf("listener %s: the settings say %s, but systemd handed over a socket at %s: "+
+		"remove the address from the settings and set it with `systemctl edit %[4]s-%[1]s.socket`, "+
+		"or give up the socket with `systemctl mask --now %[4]s-%[1]s.socket`",
+		name, addr, strings.Join(slices.Compact(have), " and "), p.Name)}
+}
+
+// bind opens a new socket. old are the listeners that are about to be replaced by it.
+func (s *sockets) bind(name, addr string, old []*socket) (net.Listener, error) {
+	path, isUnix := strings.CutPrefix(addr, "unix:")
+	if isUnix {
+		return bindUnix(path)
+	}
+	l, err := net.Listen("tcp", addr)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return l, err
+	}
+	var near []*socket
+	for _, o := range old {
+		if samePort(o.Addr(), addr) {
+			near = append(near, o)
+		}
+	}
+	if len(near) > 0 {
+		if l, err := s.beside(near, addr); err == nil {
+			return l, nil
+		}
+	}
+	if other := s.holder(addr); other != "" && other != name {
+		return nil, fmt.Errorf("%w: the %s listener has it; move that one away first, and this one here afterwards", err, other)
+	}
+	return nil, fmt.Errorf("%w: another process has it, or this one is running twice", err)
+}
+
+// holder returns the name of a listener of this process with the same port.
+func (s *sockets) holder(addr string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.open {
+		if samePort(l.Addr(), addr) {
+			return l.name
+		}
+	}
+	return ""
+}
+
+func samePort(have net.Addr, want string) bool {
+	t, ok := have.(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	_, port, err := net.SplitHostPort(want)
+	if err != nil {
+		return false
+	}
+	n, err := net.LookupPort("tcp", port)
+	return err == nil && n == t.Port
+}
+
+func bindUnix(path string) (net.Listener, error) {
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.Chmod(path, unixMode); err != nil {
 		_ = l.Close()
-		return nil, fmt.Errorf("listener %s: %w", name, err)
+		return nil, err
 	}
 	return l, nil
 }
@@ -143,7 +189,7 @@ func removeStale(path string) error {
 }
 
 // anySame reports whether one of the listeners has the address an operator wrote.
-func anySame(ls []net.Listener, addr string) bool {
+func anySame(ls []*socket, addr string) bool {
 	for _, l := range ls {
 		if sameAddr(l.Addr(), addr) {
 			return true

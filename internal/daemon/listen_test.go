@@ -17,6 +17,14 @@ import (
 
 func newTestProcess() *Process { return NewProcess("pikod", "1", logrus.New()) }
 
+// give hands sockets over as systemd or a predecessor does.
+func (p *Process) give(name string, unit bool, ls ...net.Listener) {
+	p.sockets.waiting = map[string][]*socket{}
+	for _, l := range ls {
+		p.sockets.waiting[name] = append(p.sockets.waiting[name], p.sockets.own(l, name, unit))
+	}
+}
+
 // roundTrip sends a line to the listener and wants it back.
 func roundTrip(t *testing.T, l net.Listener, addr net.Addr) {
 	t.Helper()
@@ -118,22 +126,33 @@ func listenTCP(t *testing.T) net.Listener {
 func TestInheritedSocketIsUsedOnce(t *testing.T) {
 	l := listenTCP(t)
 	p := newTestProcess()
-	p.sockets.byName = map[string][]net.Listener{"proxy": {l}}
+	p.give("proxy", true, l)
 	have, err := p.Listen("proxy", ":8000", false)
-	if err != nil || have != l {
+	if err != nil || have.Addr().String() != l.Addr().String() {
 		t.Fatalf("have %v, %v", have, err)
 	}
-	again, err := p.Listen("proxy", "127.0.0.1:0", true)
-	if err != nil || again == l {
-		t.Fatalf("have %v, %v", again, err)
+	// As long as it is open, an address that contradicts it is refused, and another listener is one on the same socket.
+	if again, err := p.Listen("proxy", "127.0.0.1:1", true); err == nil {
+		t.Errorf("a second address gives %v", again.Addr())
 	}
+	again, err := p.Listen("proxy", ":8000", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have.Close()
+	roundTrip(t, again, l.Addr())
 	again.Close()
+	other, err := p.Listen("proxy", "127.0.0.1:0", true)
+	if err != nil || other.Addr().String() == l.Addr().String() {
+		t.Fatalf("have %v, %v", other, err)
+	}
+	other.Close()
 }
 
 func TestSeveralSocketsOfOneName(t *testing.T) {
 	a, b := listenTCP(t), listenTCP(t)
 	p := newTestProcess()
-	p.sockets.byName = map[string][]net.Listener{"proxy": {a, b}}
+	p.give("proxy", true, a, b)
 	l, err := p.Listen("proxy", ":8000", false)
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +172,7 @@ func TestSeveralSocketsOfOneName(t *testing.T) {
 }
 
 func TestMergedClosedBeforeFirstAccept(t *testing.T) {
-	m := newMerged([]net.Listener{listenTCP(t), listenTCP(t)})
+	m := newMerged([]*socket{{Listener: listenTCP(t), home: &sockets{}}, {Listener: listenTCP(t), home: &sockets{}}})
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
@@ -189,7 +208,7 @@ func TestAddressThatContradictsTheSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.sockets.byName = map[string][]net.Listener{"proxy": {inherited}}
+		p.give("proxy", true, inherited)
 		have, err := p.Listen("proxy", c.addr, c.explicit)
 		if have != nil {
 			have.Close()

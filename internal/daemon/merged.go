@@ -8,7 +8,7 @@ import (
 
 // merged makes one listener of several, for a socket unit with more than one ListenStream=.
 type merged struct {
-	listeners []net.Listener
+	listeners []*socket
 	accepted  chan accepted // never closed: done says when nobody reads it any more
 	done      chan struct{} // closed by Close
 	start     sync.Once
@@ -21,7 +21,7 @@ type accepted struct {
 	err  error
 }
 
-func newMerged(ls []net.Listener) *merged {
+func newMerged(ls []*socket) *merged {
 	return &merged{listeners: ls, accepted: make(chan accepted), done: make(chan struct{})}
 }
 
@@ -40,7 +40,7 @@ func (m *merged) Accept() (net.Conn, error) {
 	}
 }
 
-func (m *merged) acceptFrom(l net.Listener) {
+func (m *merged) acceptFrom(l *socket) {
 	for {
 		c, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {

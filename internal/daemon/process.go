@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
@@ -19,12 +21,17 @@ type Process struct {
 
 	sockets *sockets
 	notify  func(state string) // tells systemd; nil: there is none to tell
+	mute    atomic.Bool        // it is another process that systemd listens to
 	reload  *reloads           // nil: settings can't be reloaded
+	legacy  *legacy            // nil: there is no process to take over from
+	end     func()             // ends the context of Run; set when there is a legacy
 
-	mu     sync.Mutex
-	ready  bool
-	status string
-	note   string // what became of the last reload, shown behind the status
+	mu       sync.Mutex // guards the following
+	ready    bool
+	status   string
+	note     string // what became of the last reload, shown behind the status
+	handover Handover
+	alive    func(context.Context) error
 }
 
 // NewProcess returns a process without systemd, for programs that run inside another one, such as a test.
@@ -32,13 +39,25 @@ func NewProcess(name, version string, log *logrus.Logger) *Process {
 	return &Process{Name: name, Version: version, Log: log, sockets: &sockets{}}
 }
 
-// Ready tells systemd that the program takes traffic, and warns of sockets handed over that no listener has asked for. To
-// call it again does no harm.
+// Ready tells systemd that the program takes traffic, and warns of sockets handed over that no listener has asked for. If
+// there is a process to take over from, that one stops now. To call it again does no harm.
 func (p *Process) Ready() {
+	if p.legacy != nil {
+		if err := p.legacy.serving(); err != nil {
+			p.Log.WithError(err).Error("the process before has not handed over")
+			p.end()
+			return
+		}
+		p.mute.Store(false)
+	}
 	p.mu.Lock()
 	p.ready = true
+	line := p.statusLocked()
 	p.mu.Unlock()
 	p.tell(daemon.SdNotifyReady)
+	if p.legacy != nil {
+		p.tell(line) // nothing could be told before
+	}
 	for _, name := range p.sockets.left() {
 		p.Log.WithField("listener", name).Warn("socket from systemd not used: there is no listener of that name")
 	}
@@ -87,7 +106,7 @@ func (p *Process) reloaded(note string) {
 func (p *Process) SetLog(c config.Log) error { return setLog(p.Log, c) }
 
 func (p *Process) tell(state string) {
-	if p.notify != nil {
+	if p.notify != nil && !p.mute.Load() {
 		p.notify(state)
 	}
 }

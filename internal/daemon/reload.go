@@ -116,13 +116,14 @@ type reloads struct {
 	files    []string // that may change: those of the current settings, and of the last that were refused
 	judged   fingerprint
 
-	mu   sync.Mutex
-	last Outcome
+	mu    sync.Mutex // guards the following
+	last  Outcome
+	inUse Settings // current, for everybody
 }
 
 func newReloads(p *Process, s Settings, from origin) *reloads {
 	r := &reloads{
-		p: p, origin: from, current: s,
+		p: p, origin: from, current: s, inUse: s,
 		asks: make(chan chan<- error), hangup: make(chan os.Signal, 1),
 		assembly: make(chan Reloader, 1), ended: make(chan struct{}),
 	}
@@ -294,6 +295,7 @@ func (r *reloads) conclude(ctx context.Context, trigger string, next Settings, e
 	}
 	r.mu.Lock()
 	now := time.Now()
+	r.inUse = r.current
 	r.last.Time, r.last.Succeeded, r.last.Digest = now, now, next.Digest()
 	r.last.Problems, r.last.Changed = nil, changed
 	r.last.Count++

@@ -28,9 +28,10 @@ type node struct {
 	life *life
 }
 
-func (n *node) Log() config.Log       { return n.Pikod.Log }
-func (n *node) Check() error          { return nil }
-func (n *node) Source() config.Source { return n.Pikod.Source }
+func (n *node) Log() config.Log           { return n.Pikod.Log }
+func (n *node) Check() error              { return nil }
+func (n *node) Source() config.Source     { return n.Pikod.Source }
+func (n *node) DrainLimit() time.Duration { return time.Duration(n.DrainTimeout) }
 func (n *node) Changes(next Settings) []config.Change {
 	return config.Diff(n.Pikod, next.(*node).Pikod)
 }

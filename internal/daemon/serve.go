@@ -36,14 +36,23 @@ func serve(env Env, s Settings, from origin) int {
 	}
 	// Without this the process dies of writing to a log whose reader has gone.
 	signal.Ignore(syscall.SIGPIPE)
-	sockets, err := inherit()
+	before, err := bequeathed()
+	if err != nil {
+		log.WithError(err).Error("nothing taken over")
+		return ExitFailure
+	}
+	sockets, err := inherit(before)
 	if err != nil {
 		log.WithError(err).Error("sockets from systemd unusable")
 		return ExitFailure
 	}
-	p := &Process{Name: env.Program, Version: env.Version, Log: log, sockets: sockets, notify: notifier(log)}
+	p := &Process{Name: env.Program, Version: env.Version, Log: log, sockets: sockets, notify: notifier(log), legacy: before}
+	p.mute.Store(before != nil)
 	log.WithFields(logrus.Fields{"version": env.Version, "file": from.file, "settings": s.Digest(), "pid": os.Getpid()}).
 		Info("starting")
+	for _, w := range s.Source().Warnings() {
+		log.WithField("setting", w.String()).Warn("unwise setting")
+	}
 	limitMemory(log)
 	p.reload = newReloads(p, s, from)
 	code := watch(p, s)
@@ -58,21 +67,36 @@ func watch(p *Process, s Settings) int {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
+	handovers := make(chan os.Signal, 1)
+	signal.Notify(handovers, syscall.SIGUSR2)
+	defer signal.Stop(handovers)
+
+	p.end = cancel
 
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx, p) }() // awaited below, except by a second signal, whose purpose is not to wait
 	signal.Notify(p.reload.hangup, syscall.SIGHUP)
 	defer signal.Stop(p.reload.hangup)
-	var reloads sync.WaitGroup
-	reloads.Go(func() { p.reload.run(ctx) })
-	reloads.Go(func() { p.reload.control(ctx) })
-	defer reloads.Wait()
-	defer cancel() // before the wait
+	all, finish := context.WithCancel(context.WithoutCancel(ctx)) // lasts as long as Run
+	var work sync.WaitGroup
+	work.Go(func() { p.reload.run(ctx) })
+	work.Go(func() { p.reload.control(ctx) })
+	if timeout := watchdogTimeout(); timeout > 0 && p.notify != nil {
+		work.Go(func() { p.guard(all, timeout) })
+	}
+	defer work.Wait()
+	defer finish() // before the wait, as cancel
+	defer cancel()
 
 	stopping := false
+	handed := make(chan error, 1)
+	var handing chan error // nil while nothing is handed over
 	for {
 		select {
 		case err := <-ended:
+			if err == nil && p.legacy != nil && p.legacy.err != nil {
+				return ExitFailure // said already
+			}
 			return exitCode(p.Log, err, stopping)
 		case sig := <-signals:
 			if stopping {
@@ -82,9 +106,39 @@ func watch(p *Process, s Settings) int {
 			stopping = true
 			p.Log.WithField("signal", sig.String()).Info("stopping")
 			p.tell(daemon.SdNotifyStopping)
+			work.Go(func() { p.stopping(all) })
+			cancel()
+		case <-handovers:
+			if stopping || handing != nil {
+				p.Log.Warn("nothing handed over: it is being done, or this process stops")
+				continue
+			}
+			handing = handed
+			work.Go(func() { handed <- p.replace(ctx) })
+		case err := <-handing:
+			handing = nil
+			if err != nil {
+				p.Log.WithError(err).Error("not handed over: this process goes on")
+				continue
+			}
+			stopping = true
 			cancel()
 		}
 	}
+}
+
+// replace hands over to a new process of what is now at the place of this program.
+func (p *Process) replace(ctx context.Context) error {
+	path, err := ourProgram()
+	if err != nil {
+		return err
+	}
+	p.Log.WithField("program", path).Info("handing over to a new process")
+	if err := p.handOver(ctx, path); err != nil {
+		return err
+	}
+	p.Log.Info("handed over, and stopping")
+	return nil
 }
 
 func exitCode(log *logrus.Logger, err error, stopping bool) int {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"io"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -61,6 +62,11 @@ func (s *settings) Changes(next daemon.Settings) []config.Change {
 	return nil
 }
 
+// DrainLimit is how long a drain may take.
+func (s *settings) DrainLimit() time.Duration {
+	return time.Duration(s.c.DrainTimeout)
+}
+
 // Check builds everything that the settings describe, and throws it away.
 func (s *settings) Check() error {
 	quiet := logrus.New() // what there is to say is in the error
@@ -71,9 +77,6 @@ func (s *settings) Check() error {
 
 // Run implements daemon.Settings.
 func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
-	for _, w := range s.c.Warnings() {
-		p.Log.WithField("setting", w.String()).Warn("unwise setting")
-	}
 	f, err := New(s.c, Options{
 		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Status: p.Status, Listen: p.Listen,
 		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },

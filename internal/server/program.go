@@ -2,8 +2,8 @@ package server
 
 import (
 	"context"
-	"errors"
 	"io"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -50,19 +50,21 @@ func (s *settings) Changes(next daemon.Settings) []config.Change {
 	return nil
 }
 
+// DrainLimit is how long a drain may take.
+func (s *settings) DrainLimit() time.Duration {
+	return time.Duration(s.c.DrainNotice) + time.Duration(s.c.DrainTimeout)
+}
+
 // Check builds everything that the settings describe, and throws it away.
 func (s *settings) Check() error {
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	_, err := New(s.c, Options{Log: quiet})
-	return s.place(err)
+	return s.c.Locate(err)
 }
 
 // Run is one life of a node.
 func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
-	for _, w := range s.c.Warnings() {
-		p.Log.WithField("setting", w.String()).Warn("unwise setting")
-	}
 	if s.c.Upstream.AllowUnauthenticated && !s.c.Upstream.Auth.Enabled() {
 		p.Log.WithField("listener", upstreamListener).Warn("everybody who reaches this listener may offer any endpoint")
 	}
@@ -71,26 +73,11 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },
 	})
 	if err != nil {
-		return &daemon.SettingsError{Err: s.place(err)}
+		return &daemon.SettingsError{Err: s.c.Locate(err)}
 	}
 	srv.o.Ready = func() {
 		p.Ready()
 		p.Reloads(reloader{srv})
 	}
 	return srv.Run(ctx)
-}
-
-// place adds to problems that were found after loading where in the files they come from.
-func (s *settings) place(err error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { // errors.As would stop at the first of several
-		var placed []error
-		for _, e := range joined.Unwrap() {
-			placed = append(placed, s.place(e))
-		}
-		return errors.Join(placed...)
-	}
-	if p, ok := errors.AsType[config.Problem](err); ok {
-		return s.c.At(p)
-	}
-	return err
 }
