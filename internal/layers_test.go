@@ -35,6 +35,7 @@ var layers = map[string]room{
 	"internal/limit":               {1, []string{"internal/fault"}},
 	"internal/tunnel":              {1, []string{"internal/websocket"}},
 	".":                            {2, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel", "internal/websocket"}},
+	"internal/acme":                {2, []string{"internal/config"}},
 	"internal/admin":               {2, []string{"internal/config"}},
 	"internal/auth":                {2, []string{"internal/config", "internal/endpoint"}},
 	"internal/daemon/daemontest":   {2, []string{"internal/config"}},
@@ -64,13 +65,16 @@ var layers = map[string]room{
 
 // homes says which packages alone may import a module of others: what one package wraps, no second one should know.
 var homes = map[string][]string{
-	"github.com/BurntSushi/toml":      {"internal/config"},
-	"github.com/coreos/go-systemd":    {"internal/daemon"},
-	"github.com/go-jose/go-jose":      {"internal/auth"},
-	"github.com/golang-jwt/jwt":       {"internal/auth"},
-	"github.com/hashicorp/consul/api": {"internal/consul", "internal/pikotest"},
-	"github.com/hashicorp/yamux":      {"internal/tunnel"},
-	"github.com/pires/go-proxyproto":  {"internal/agent"},
+	"github.com/BurntSushi/toml":       {"internal/config"},
+	"github.com/caddyserver/certmagic": {"internal/acme"},
+	"github.com/coreos/go-systemd":     {"internal/daemon"},
+	"github.com/fsnotify/fsnotify":     {"internal/daemon"},
+	"github.com/go-jose/go-jose":       {"internal/auth"},
+	"github.com/golang-jwt/jwt":        {"internal/auth"},
+	"github.com/hashicorp/consul/api":  {"internal/consul", "internal/pikotest"},
+	"github.com/hashicorp/yamux":       {"internal/tunnel"},
+	"github.com/pires/go-proxyproto":   {"internal/agent"},
+	"go.uber.org/zap":                  {"internal/acme"},
 }
 
 // notInSDK lists what a program that imports the SDK must not get with it, and why.
@@ -87,6 +91,8 @@ var notInSDK = map[string]string{
 	"google.golang.org":               "gRPC and protocol buffers are the program's choice",
 	module + "/internal/config":       "settings files are the daemons' business",
 	module + "/internal/daemon":       "the shell belongs to our processes",
+	"github.com/caddyserver":          "certificates are ordered by nodes",
+	"go.uber.org/zap":                 "the program passes a *slog.Logger",
 	"github.com/stretchr":             "tests bring their own tools",
 	"github.com/rogpeppe/go-internal": "tests bring their own tools",
 }
