@@ -71,8 +71,23 @@ func (c *Conn) judge(b []byte) (w, r int) {
 	return w, r
 }
 
-// judgeHead returns the length of the head that b begins with, or 0 while it is not complete.
+// judgeHead returns the length of the head that b begins with, or 0 while it is not complete, and goes on behind it.
 func (c *Conn) judgeHead(b []byte) int {
+	n := c.completeHead(b)
+	switch {
+	case n == 0, c.state != inHead:
+	case c.head.chunked:
+		c.startChunk()
+	case c.head.length > 0:
+		c.state, c.left = inBody, c.head.length
+	default:
+		c.endRequest()
+	}
+	return n
+}
+
+// completeHead returns the length of the head that b begins with, or 0 while it is not complete.
+func (c *Conn) completeHead(b []byte) int {
 	if c.mayPreface {
 		if len(b) < len(preface) && string(b) == preface[:len(b)] {
 			return 0
@@ -90,17 +105,6 @@ func (c *Conn) judgeHead(b []byte) int {
 	if r != 0 {
 		c.refuse(r)
 		return 0
-	}
-	if n == 0 {
-		return 0
-	}
-	switch {
-	case c.head.chunked:
-		c.startChunk()
-	case c.head.length > 0:
-		c.state, c.left = inBody, c.head.length
-	default:
-		c.endRequest()
 	}
 	return n
 }
@@ -122,7 +126,7 @@ func (c *Conn) endRequest() {
 	} else {
 		c.state = inHead
 	}
-	c.head = head{}
+	c.head = head{spans: c.head.spans[:0]}
 }
 
 func (c *Conn) startChunk() {

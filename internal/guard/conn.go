@@ -37,6 +37,8 @@ type Conn struct {
 	poison     string // what is left to be read in the place of what was refused
 	err        error  // what reading has ended with
 	held       held
+	ready      int   // length of a head that Next has returned, and nobody has taken yet
+	shown      *Head // by Next
 
 	holding atomic.Bool
 	refusal atomic.Uint32
@@ -105,6 +107,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	for {
 		switch {
+		case c.ready > 0:
+			c.yield()
+			continue
 		case c.held.out < c.held.outEnd:
 			n := copy(p, c.held.buf.b[c.held.out:c.held.outEnd])
 			c.held.out += n

@@ -22,6 +22,12 @@ type head struct {
 	chunked bool
 	framed  bool // Trailer names fields that frame
 	length  int64
+
+	// Where everything stands, for Next.
+	mark   bool
+	target span // only the name
+	spans  []span
+	hostAt int // in spans
 }
 
 // judge reads on in b, which begins with the head. It returns the length of the head when it is complete, else 0.
@@ -42,16 +48,19 @@ func (h *head) judge(b []byte, l Limits) (int, Refusal) {
 		if end == h.at || b[end-1] != '\r' {
 			return 0, bareLF
 		}
-		line := b[h.at : end-1]
+		at, line := h.at, b[h.at:end-1]
 		h.at, h.seen = end+1, end+1
 		var r Refusal
 		switch {
 		case !h.begun:
 			r = h.requestLine(line, l)
+			if i := bytes.IndexByte(line, ' ') + 1; r == 0 && h.mark {
+				h.target = span{name: i, nameEnd: len(line) - len(" HTTP/1.1")}
+			}
 		case len(line) == 0:
 			return end + 1, h.finish()
 		default:
-			if r = h.field(line); r == 0 && l.Fields > 0 && h.fields > l.Fields {
+			if r = h.field(line, at); r == 0 && l.Fields > 0 && h.fields > l.Fields {
 				r = manyFields
 			}
 		}
@@ -103,10 +112,16 @@ func (h *head) requestLine(line []byte, l Limits) Refusal {
 	return 0
 }
 
-func (h *head) field(line []byte) Refusal {
+// field judges the field line that stands at the given place of the head.
+func (h *head) field(line []byte, at int) Refusal {
 	name, value, r := cutField(line)
 	if r != 0 {
 		return r
+	}
+	if h.mark {
+		// A slice keeps the capacity that tells where it begins.
+		v := at + cap(line) - cap(value)
+		h.spans = append(h.spans, span{at, at + len(name), v, v + len(value)})
 	}
 	h.fields++
 	switch len(name) {
@@ -134,6 +149,7 @@ func (h *head) setHost(value []byte) Refusal {
 		return hostTwice
 	}
 	h.host = true
+	h.hostAt = len(h.spans) - 1
 	h.fields-- // one that must be there does not count
 	for _, c := range value {
 		if classes[c]&hostByte == 0 {
