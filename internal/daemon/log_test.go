@@ -114,22 +114,6 @@ func splitText(t *testing.T, line string) []string {
 	return fields
 }
 
-func FuzzQuoting(f *testing.F) {
-	for _, s := range hostile {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		q := appendQuoted(nil, s)
-		var back string
-		if err := json.Unmarshal(q, &back); err != nil {
-			t.Fatalf("%q is no JSON string: %v", q, err)
-		}
-		if want := string([]rune(s)); back != want {
-			t.Fatalf("%q came back as %q", s, back)
-		}
-	})
-}
-
 func TestLevelAndFormatChangeLive(t *testing.T) {
 	var b bytes.Buffer
 	p := NewProcess("pikod", "1", logTo(t, &b, "text", true))

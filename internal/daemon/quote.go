@@ -1,87 +1,16 @@
 package daemon
 
 import (
-	"fmt"
-	"slices"
-	"time"
 	"unicode"
-	"unicode/utf16"
-	"unicode/utf8"
 
-	"github.com/sirupsen/logrus"
+	"github.com/pikoproxy/piko/internal/logline"
 )
-
-// keys returns the names of the fields in order.
-func keys(data logrus.Fields) []string {
-	ks := make([]string, 0, len(data))
-	for k := range data {
-		ks = append(ks, k)
-	}
-	slices.Sort(ks)
-	return ks
-}
-
-// text writes a value as an operator would: types that hide or name themselves do so.
-func text(v any) string {
-	switch v := v.(type) {
-	case string:
-		return v
-	case time.Time:
-		return v.Format(timeFormat)
-	case nil:
-		return ""
-	default:
-		return fmt.Sprint(v)
-	}
-}
-
-// appendValue appends s as it is if it is one plain word, else quoted.
-func appendValue(b []byte, s string) []byte {
-	if plain(s) {
-		return append(b, s...)
-	}
-	return appendQuoted(b, s)
-}
-
-func plain(s string) bool {
-	for _, r := range s {
-		if r == ' ' || r == '"' || r == '=' || r == '\\' || r == utf8.RuneError || !unicode.IsPrint(r) {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// appendQuoted appends s as a JSON string, which text lines use as well. Escaped is everything that Unicode does not
-// call printable: line breaks of every kind (U+2028, U+2029), control bytes and with them terminal escapes, marks that
-// reorder text (U+202E). Bytes that are no UTF-8 become U+FFFD.
-func appendQuoted(b []byte, s string) []byte {
-	b = append(b, '"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			b = append(b, '\\', byte(r))
-		case r == '\n':
-			b = append(b, '\\', 'n')
-		case r == '\t':
-			b = append(b, '\\', 't')
-		case unicode.IsPrint(r):
-			b = utf8.AppendRune(b, r)
-		case r > 0xffff:
-			hi, lo := utf16.EncodeRune(r)
-			b = fmt.Appendf(b, `\u%04x\u%04x`, hi, lo)
-		default:
-			b = fmt.Appendf(b, `\u%04x`, r)
-		}
-	}
-	return append(b, '"')
-}
 
 // clean makes text fit for a terminal: what is not printable is escaped, as in a log line.
 func clean(s string) string {
 	for _, r := range s {
 		if r != ' ' && !unicode.IsPrint(r) {
-			q := appendQuoted(nil, s)
+			q := logline.AppendQuoted(nil, s)
 			return string(q[1 : len(q)-1])
 		}
 	}
