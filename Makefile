@@ -32,12 +32,12 @@ test: tools build ## run all tests under the race detector, with real processes
 	@$(MAKE) --keep-going --no-print-directory unit e2e
 
 .PHONY: unit
-unit: bin/consul ## test the packages under the race detector
+unit: bin/consul bin/pebble ## test the packages under the race detector
 	$(GO) test -race -count=1 -timeout=8m ./...
 	cd bench && $(GO) test -race -count=1 -timeout=2m ./...
 
 .PHONY: e2e
-e2e: build bin/consul ## test the binaries in bin/ with curl, redis, gRPC, Consul and others
+e2e: build bin/consul bin/pebble ## test the binaries in bin/ with curl, redis, gRPC, Consul and others
 	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout=30m ./...
 
 .PHONY: bench
@@ -63,6 +63,11 @@ tools: ## install what the tests use from Debian, if it is missing
 # A module of its own, so that nothing of Consul's server gets into ours. It takes some minutes the first time.
 bin/consul:
 	cd tools/consul && CGO_ENABLED=0 $(GO) build -mod=readonly -ldflags='-s -w' -o ../../bin/consul github.com/hashicorp/consul
+
+# An authority for tests of certificates, and a DNS server for it to ask.
+bin/pebble:
+	cd tools/pebble && CGO_ENABLED=0 $(GO) build -mod=readonly -o ../../bin/ \
+		github.com/letsencrypt/pebble/v2/cmd/pebble github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv
 
 .PHONY: lint
 lint: bin/golangci-lint ## look for what a tool can find

@@ -45,6 +45,7 @@ var layers = map[string]room{
 	"internal/tlsconf":             {2, []string{"internal/config"}},
 	"internal/pikotest/fakenode":   {2, []string{"internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/pikotest/consultest": {0, nil},
+	"internal/pikotest/corpus":     {0, nil},
 	"internal/pikotest/pebbletest": {0, nil},
 	"internal/consul":              {3, []string{"internal/backoff", "internal/cluster", "internal/config", "internal/endpoint"}},
 	"internal/router":              {3, []string{"internal/backoff", "internal/cluster", "internal/endpoint", "internal/tunnel"}},

@@ -16,6 +16,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -31,6 +32,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/pikoproxy/piko/internal/config"
 )
@@ -101,7 +103,7 @@ type Change struct {
 	next *plan
 }
 
-// Prepare checks settings and makes the directory for the certificates. It asks the authority nothing. What is wrong is
+// Prepare checks settings. It changes nothing and asks the authority nothing. What is wrong is
 // a [config.Problem].
 func (m *Manager) Prepare(c config.ACME) (Change, error) {
 	next := &plan{settings: c}
@@ -302,16 +304,24 @@ func directory(set string) string {
 	return filepath.Join(state, "acme")
 }
 
-// writable makes a directory that only we may read, and tries whether we may write to it.
+// writable reports whether a directory, or where it will be made, can be written to by this process. It changes nothing.
 func writable(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	for {
+		info, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir:
+			dir = filepath.Dir(dir)
+			continue
+		case err != nil:
+			return err
+		case !info.IsDir():
+			return fmt.Errorf("%s is no directory", dir)
+		}
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			return fmt.Errorf("write to %s: %w", dir, err)
+		}
+		return nil
 	}
-	f, err := os.CreateTemp(dir, ".try-*")
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 func unreadable(path string, err error) string {

@@ -58,6 +58,9 @@ func (s *Server) wanted(c *config.Pikod) []listening {
 		{upstreamListener, c.Upstream.Listen, c.Upstream.TLS, []string{"http/1.1"}},
 		{adminListener, c.Admin.Listen, c.Admin.TLS, []string{"h2", "http/1.1"}},
 	}
+	if addr := c.ACME.ListenHTTP(); addr != "" {
+		all = append(all, listening{name: acmeListener, addr: addr})
+	}
 	if s.cluster != nil {
 		all = append(all, listening{name: clusterListener, addr: c.Cluster.Listen}) // TLS is put on it by the peers
 	}
@@ -73,8 +76,8 @@ func (s *Server) secure(settings *config.Pikod) (map[string]*tls.Config, error) 
 		switch {
 		case err != nil:
 			errs = append(errs, err)
-		case c != nil:
-			all[w.name] = c
+		case c != nil || settings.ACME.Serves(w.name):
+			all[w.name] = s.withACME(settings, w, c)
 		case w.tls.Enabled():
 			// A listener must never fall back to plain text behind the operator's back.
 			errs = append(errs, config.Problem{

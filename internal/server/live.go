@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/pikoproxy/piko/internal/acme"
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/config"
 )
@@ -18,6 +19,7 @@ type live struct {
 	agents   auth.Gate  // who may offer endpoints
 	clients  clientGate // who may reach them
 	operator *auth.Verifier
+	acme     acme.Change
 	tls      map[string]*tls.Config // by listener; none: plain
 
 	stop context.CancelFunc // ends the refreshing of key sets
@@ -32,7 +34,9 @@ func (s *Server) newLive(c config.Pikod) (*live, error) {
 	err := n.authenticate(s.o.Version, s.now())
 	conf, problem := s.secure(&n.config)
 	n.tls = conf
-	return n, errors.Join(err, problem)
+	change, order := s.acme.Prepare(c.ACME)
+	n.acme = change
+	return n, errors.Join(err, problem, order)
 }
 
 // authenticate builds what verifies tokens. What was used before, if anything, hands over the key sets it has fetched.

@@ -50,6 +50,9 @@ func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 	for _, w := range s.wanted(&old.config) {
 		before[w.name] = w.addr
 	}
+	if addr := before[acmeListener]; addr != "" && n.config.ACME.ListenHTTP() == "" {
+		moved = append(moved, listening{name: acmeListener}) // switched off
+	}
 	for _, w := range s.wanted(&n.config) {
 		if before[w.name] != w.addr {
 			moved = append(moved, w)
@@ -109,6 +112,7 @@ func (s *Server) commit(n *live, moved []listening, open map[string]net.Listener
 			gone = append(gone, l)
 		}
 	}
+	n.acme.Commit() // it asks for the addresses of the listeners
 	s.beginLocked(n)
 	for name, l := range open {
 		s.serveLocked(name, l)
@@ -121,6 +125,7 @@ func (s *Server) begin(life context.Context, group *errgroup.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life, s.group = life, group
+	s.now().acme.Commit()
 	s.beginLocked(s.now()) //nolint:contextcheck // it takes the context of Run, which life is
 	for _, name := range s.listeners.names() {
 		if name != clusterListener { // the peers serve it

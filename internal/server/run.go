@@ -40,6 +40,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.keeper.Run(life) })
 	group.Go(func() error { return s.sessions.expire(life, s) })
 	group.Go(func() error { return s.summarize(life) })
+	group.Go(func() error { return s.acme.Run(life) })
 	if s.cluster != nil {
 		s.cluster.start(life, group)
 	}
@@ -82,6 +83,8 @@ func (s *Server) serve(life context.Context, name string, l net.Listener) error 
 		serve = s.upstream.Serve
 	case clusterListener:
 		serve = s.cluster.peers.Serve
+	case acmeListener:
+		serve = s.plain.Serve
 	case proxyListener:
 		serve = func(l net.Listener) error { return s.proxy.Serve(life, l) }
 	}
@@ -152,6 +155,7 @@ func (s *Server) drain(ctx context.Context) {
 		log.WithField("sessions", n).Warn("sessions ended with open streams")
 	}
 	_ = s.upstream.Close() // handshakes that came too late
+	_ = s.plain.Close()    // redirects, and questions of an authority that will ask again
 	if s.cluster != nil {
 		s.cluster.leave(ctx)
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pikoproxy/piko/internal/acme"
 	"github.com/pikoproxy/piko/internal/admin"
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/config"
@@ -64,6 +65,7 @@ const (
 	upstreamListener = "upstream"
 	adminListener    = "admin"
 	clusterListener  = "cluster"
+	acmeListener     = "acme"
 )
 
 // state is a stage in the life of a node.
@@ -96,6 +98,8 @@ type Server struct {
 	sessions *sessions
 	refusals *refusalLog
 	cluster  *membership // nil for a node that is alone
+	acme     *acme.Manager
+	plain    *http.Server // of the acme listener
 
 	state     atomic.Int32
 	listeners listeners
@@ -130,6 +134,9 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	s.router = router.New(options)
 	if s.cluster != nil {
 		s.cluster.follow(s.router)
+	}
+	if err := s.newACME(); err != nil {
+		return nil, err
 	}
 	first, err := s.newLive(c)
 	if err != nil {
