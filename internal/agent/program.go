@@ -22,6 +22,7 @@ func Program() daemon.Program {
 			"http ENDPOINT ADDR [--url URL] [--token-file FILE]",
 			"tcp ENDPOINT ADDR [--url URL] [--token-file FILE]",
 		},
+		Commands: []daemon.Command{diagnoseCommand()},
 		Flags: func(fs *flag.FlagSet) {
 			fs.StringVar(&url, "url", "", "`URL` of the upstream port of a node or balancer")
 			fs.StringVar(&tokenFile, "token-file", "", "`FILE` with the token to present")

@@ -9,4 +9,6 @@ complete -c piko-agent -l url -x -a 'http://localhost:8001' -d 'URL to connect t
 complete -c piko-agent -l version -d 'print the version and exit'
 complete -c piko-agent -l help -d 'print help'
 complete -c piko-agent -n '__fish_is_first_arg' -a http -d 'offer an endpoint for HTTP'
+complete -c piko-agent -n '__fish_seen_subcommand_from diagnose' -l json -d 'print JSON'
+complete -c piko-agent -n '__fish_is_first_arg' -a diagnose -d 'say what keeps the agent from its cluster'
 complete -c piko-agent -n '__fish_is_first_arg' -a tcp -d 'offer an endpoint for TCP'
