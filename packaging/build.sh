@@ -1,29 +1,13 @@
 #!/usr/bin/env bash
-# Builds the packages and archives of one version into dist/: `packaging/build.sh`. The same commit gives the same bytes,
+# Builds the debs and rpms of one version into dist/: `packaging/build.sh`. The same commit gives the same bytes,
 # wherever and whenever it is built: all times are those of the commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-umask 022
-export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOFLAGS=-mod=readonly
-
-out=${OUT:-dist}
+# shellcheck source=packaging/version.sh
+. packaging/version.sh
 stage=$out/stage
-stamp=github.com/pikoproxy/piko/internal/daemon
-commit=$(git rev-parse --short=12 HEAD)
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-export SOURCE_DATE_EPOCH
-when=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
-# A commit without a tag comes before the version it leads to, in the order of dpkg and rpm.
-VERSION=${VERSION:-$(git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//' || true)}
-VERSION=${VERSION:-$(cat packaging/next)~dev.$(git rev-list --count HEAD)}
 
 nfpm() { bin/nfpm "$@"; }
-
-compile() { # architecture, folder, mode
-  echo "build $1 $3"
-  GOARCH=$1 go build -trimpath -buildvcs=false -buildmode="$3" -o "$2/" \
-    -ldflags "-s -w -X $stamp.version=$VERSION -X $stamp.commit=$commit -X $stamp.date=$when" ./pikod ./piko-agent ./piko-forward
-}
 
 describe() { # name: sets what the templates want
   case $1 in
@@ -90,7 +74,7 @@ assemble() { # name, architecture: everything in $stage that nfpm.yaml names
 
 mkdir -p "$out"
 rm -f "$out"/*.deb "$out"/*.rpm
-for arch in ${ARCHES:-amd64 arm64}; do
+for arch in $arches; do
   compile "$arch" "$out/build/$arch" pie
   for name in pikod piko-agent piko-forward; do
     describe "$name"
@@ -101,4 +85,3 @@ for arch in ${ARCHES:-amd64 arm64}; do
   done
 done
 rm -rf "$stage"
-(cd "$out" && sha256sum -- *.deb *.rpm | tee SHA256SUMS)
