@@ -80,6 +80,7 @@ type Peers struct {
 	known   known
 	work    sync.WaitGroup
 	state   atomic.Pointer[State]
+	reach   sync.Map // identity -> address at which to dial that node instead of its own
 
 	mu     sync.Mutex
 	peers  map[*Remote]*Peer
@@ -215,6 +216,11 @@ func (p *Peers) all() []*Peer {
 	return all
 }
 
+// Reach says that a node is to be dialed at another address than its own, which it may share with another process.
+func (p *Peers) Reach(id, incarnation, addr string) {
+	p.reach.Store(identity(Node{ID: id, Incarnation: incarnation}), addr)
+}
+
 // SetState tells the peers of a new state of this node, sooner than the directory can.
 func (p *Peers) SetState(s State) {
 	p.state.Store(&s)
@@ -271,8 +277,12 @@ func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, str
 		c = c.Clone()
 		c.ServerName = host
 	}
+	addr := n.Addr
+	if other, ok := p.reach.Load(identity(n)); ok {
+		addr, _ = other.(string)
+	}
 	s, err := tunnel.DialPeer(ctx, tunnel.DialOptions{
-		URL: "https://" + n.Addr, TLS: c, HandshakeTimeout: handshakeTimeout, Proxy: direct,
+		URL: "https://" + addr, TLS: c, HandshakeTimeout: handshakeTimeout, Proxy: direct,
 		Header: http.Header{tunnel.HeaderNode: {identity(p.o.Node)}, headerCluster: {p.o.Cluster}},
 		Hello:  tunnel.Hello{AgentID: p.o.Node.ID, InstanceID: p.o.Node.Incarnation},
 	}, tunnel.NodeOptions{NodeID: p.o.Node.ID, MaxStreams: peerStreams, OpenTimeout: openTimeout, OnMessage: hear})

@@ -38,7 +38,7 @@ type membership struct {
 	local     *cluster.Local
 	table     *cluster.Table
 	peers     *cluster.Peers
-	directory *consul.Directory // after locate
+	directory *consul.Directory // after locate; nil for a node without Consul
 	shed      prometheus.Counter
 }
 
@@ -224,29 +224,24 @@ func reachable(addr, host string) string {
 // draining tells the other nodes that this one takes nothing new.
 func (m *membership) draining() {
 	m.peers.SetState(cluster.Draining)
-	m.directory.SetState(cluster.Draining)
+	if m.directory != nil {
+		m.directory.SetState(cluster.Draining)
+	}
 }
 
-// handOver waits, if there is another node to go to, until the agents that were asked to have gone there. Classic agents
-// can't be asked: their sessions end as soon as nothing runs on them, while this node still opens streams on the others.
+// hasRefuge reports whether there is another node to go to.
+func (m *membership) hasRefuge() bool {
+	return slices.ContainsFunc(m.table.Nodes(), func(r *cluster.Remote) bool { return r.Standing() == cluster.Good })
+}
+
+// handOver waits until the agents that were asked to have gone to another node, while this node still opens streams on the
+// sessions that they have here.
 func (m *membership) handOver(ctx context.Context) {
-	if !slices.ContainsFunc(m.table.Nodes(), func(r *cluster.Remote) bool { return r.Standing() == cluster.Good }) {
-		return
-	}
-	drain := ctx
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	tick := time.NewTicker(handOverLook)
 	defer tick.Stop()
-	ended := map[*session]bool{}
 	for m.local.Len() > 0 {
-		m.server.router.CloseIdle() // or they would count as running
-		for _, x := range m.server.sessions.list() {
-			if x.tunnel.Classic() && x.tunnel.Streams() == 0 && !ended[x] {
-				ended[x] = true
-				m.server.sessions.spawn(func() { _ = x.tunnel.Shutdown(drain) }) // a stream cut by the deadline is counted below
-			}
-		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -267,9 +262,9 @@ func (m *membership) leave(ctx context.Context) {
 // nodes lists all nodes, sorted.
 func (s *Server) nodes() []nodeStatus {
 	all := []nodeStatus{s.node(false)}
-	if s.cluster != nil {
-		for _, r := range s.cluster.table.Nodes() {
-			all = append(all, s.cluster.status(r))
+	if others := s.others(); others != nil {
+		for _, r := range others.table.Nodes() {
+			all = append(all, others.status(r))
 		}
 	}
 	slices.SortFunc(all, func(a, b nodeStatus) int { return cmp.Compare(a.ID, b.ID) })

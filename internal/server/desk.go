@@ -71,11 +71,12 @@ func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
 // confirm tells the agent that an endpoint is routable: at once for a node that is alone, else when the others know.
 func (d *desk) confirm(t *tunnel.Session, name string) {
 	s := d.server
-	if s.cluster == nil {
+	others := s.others()
+	if others == nil {
 		_ = t.Listening(name)
 		return
 	}
-	s.cluster.peers.WhenKnown(func() {
+	others.peers.WhenKnown(func() {
 		s.sessions.spawn(func() { _ = t.Listening(name) })
 	})
 }

@@ -103,18 +103,12 @@ func (s *Server) Listen() error {
 
 // bind opens sockets, all or none; those without an address are switched off.
 func (s *Server) bind(c *config.Pikod, wanted []listening) (map[string]net.Listener, error) {
-	listen := s.o.Listen
-	if listen == nil {
-		listen = func(_, addr string, _ bool) (net.Listener, error) {
-			return net.Listen(config.Address(addr).Split())
-		}
-	}
 	open := make(map[string]net.Listener)
 	for _, w := range wanted {
 		if w.addr == "" {
 			continue
 		}
-		l, err := listen(w.name, string(w.addr), c.IsSet(w.name+".listen"))
+		l, err := s.o.Listen(w.name, string(w.addr), c.IsSet(w.name+".listen"))
 		if err != nil {
 			shut(open)
 			return nil, fmt.Errorf("open the %s listener: %w", w.name, err)

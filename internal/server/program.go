@@ -68,13 +68,17 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 	if s.c.Upstream.AllowUnauthenticated && !s.c.Upstream.Auth.Enabled() {
 		p.Log.WithField("listener", upstreamListener).Warn("everybody who reaches this listener may offer any endpoint")
 	}
+	offer, _ := p.Predecessor()
 	srv, err := New(s.c, Options{
 		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Listen: p.Listen, Status: p.Status,
 		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },
+		Predecessor: offer, Succeed: p.Succeed,
 	})
 	if err != nil {
 		return &daemon.SettingsError{Err: s.c.Locate(err)}
 	}
+	p.HandsOver(heir{srv})
+	p.Alive(srv.alive)
 	srv.o.Ready = func() {
 		p.Ready()
 		p.Reloads(reloader{srv})

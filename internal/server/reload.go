@@ -3,9 +3,7 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,19 +56,15 @@ func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 			moved = append(moved, w)
 		}
 	}
+	rearmed := proxy.LimitsOf(next.Proxy) != proxy.LimitsOf(old.config.Proxy) ||
+		(n.tls[proxyListener] == nil) != (old.tls[proxyListener] == nil)
+	if l := s.listeners.get(proxyListener); rearmed && l != nil && before[proxyListener] == next.Proxy.Listen {
+		// Another listener on the same socket: the old one can be closed without a client that notices.
+		moved = append(moved, listening{name: proxyListener, addr: addressOf(l.Addr())})
+	}
 	open, err := s.bind(&n.config, moved)
 	if err != nil {
 		return daemon.Change{}, err
-	}
-	rearmed := proxy.LimitsOf(next.Proxy) != proxy.LimitsOf(old.config.Proxy) ||
-		(n.tls[proxyListener] == nil) != (old.tls[proxyListener] == nil)
-	if l := s.listeners.get(proxyListener); rearmed && l != nil && open[proxyListener] == nil {
-		if open[proxyListener], err = again(l); err != nil {
-			delete(open, proxyListener)
-			shut(open)
-			return daemon.Change{}, fmt.Errorf("serve the proxy listener with other limits: %w", err)
-		}
-		moved = append(moved, listening{name: proxyListener})
 	}
 	var gone []net.Listener
 	return daemon.Change{
@@ -178,20 +172,10 @@ func routing(c *config.Pikod) router.Settings {
 	}
 }
 
-// again returns another listener on the socket of one: both accept from the same queue, so that one can be closed without
-// a client that notices.
-func again(l net.Listener) (net.Listener, error) {
-	filer, ok := l.(interface{ File() (*os.File, error) })
-	if !ok {
-		return nil, errors.New("several sockets of systemd can't be served anew: restart to change this")
+// addressOf is how settings write an address.
+func addressOf(a net.Addr) config.Address {
+	if a.Network() == "unix" {
+		return config.Address("unix:" + a.String())
 	}
-	f, err := filer.File()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }() // FileListener works on a duplicate
-	if u, ok := l.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false)
-	}
-	return net.FileListener(f)
+	return config.Address(a.String())
 }

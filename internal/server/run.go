@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -44,11 +45,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cluster != nil {
 		s.cluster.start(life, group)
 	}
-	s.begin(life, group)
-
-	if s.await(ctx, life) {
-		s.state.Store(int32(up))
-		s.announce()
+	if err := s.enter(ctx, life, group); err != nil {
+		stop()
+		return errors.Join(err, group.Wait())
 	}
 	select {
 	case <-ctx.Done():
@@ -58,6 +57,25 @@ func (s *Server) Run(ctx context.Context) error {
 	s.drain(context.WithoutCancel(ctx))
 	stop()
 	return group.Wait()
+}
+
+// enter begins to serve. A node that takes over from another process does so only when it could be ready at once.
+func (s *Server) enter(ctx, life context.Context, group *errgroup.Group) error {
+	known := false
+	if s.before != nil {
+		if known = s.await(ctx, life); !known {
+			return errors.New("told to stop before it could take over")
+		}
+		if err := s.succeed(ctx, life, group); err != nil {
+			return err
+		}
+	}
+	s.begin(life, group)
+	if known || s.await(ctx, life) {
+		s.state.Store(int32(up))
+		s.announce()
+	}
+	return nil
 }
 
 // await waits until the node knows what the others hold, and reports false when it has to stop before that.
@@ -82,7 +100,7 @@ func (s *Server) serve(life context.Context, name string, l net.Listener) error 
 	case upstreamListener:
 		serve = s.upstream.Serve
 	case clusterListener:
-		serve = s.cluster.peers.Serve
+		serve = s.others().peers.Serve
 	case acmeListener:
 		serve = s.plain.Serve
 	case proxyListener:
@@ -118,10 +136,12 @@ func (s *Server) drain(ctx context.Context) {
 	s.state.Store(int32(leaving))
 	s.tell("draining")
 	log.Info("draining")
-	if s.cluster != nil {
-		s.cluster.draining()
+	if others := s.others(); others != nil {
+		others.draining()
 	}
-	pause(ctx, time.Duration(s.now().config.DrainNotice))
+	if !s.yielded.Load() { // else there is no elsewhere: the same sockets lead to another process already
+		pause(ctx, time.Duration(s.now().config.DrainNotice))
+	}
 
 	// From here on everything has one deadline, cut loose from whatever made the node stop.
 	deadline := time.Now().Add(time.Duration(s.now().config.DrainTimeout))
@@ -132,8 +152,11 @@ func (s *Server) drain(ctx context.Context) {
 	// Streams are still opened on the sessions they have here, since requests still arrive.
 	s.state.Store(int32(draining))
 	s.sessions.drain("the node is stopping", deadline)
-	if s.cluster != nil {
-		s.cluster.handOver(ctx)
+	var classics sync.WaitGroup
+	others := s.others()
+	if others != nil && others.hasRefuge() {
+		classics.Go(newClassicDrain(ctx, others).run)
+		others.handOver(ctx)
 	}
 
 	// 3. The proxy takes nothing new. Running requests and upgraded connections finish.
@@ -141,10 +164,11 @@ func (s *Server) drain(ctx context.Context) {
 		log.WithError(err).Warn("requests were cut off")
 	}
 
-	// 4. Peers get no new streams. Those that are there finish.
-	if s.cluster != nil {
+	// 4. Peers get no new streams, once no classic agent serves them any more. Those that are there finish.
+	classics.Wait()
+	if others != nil {
 		s.router.CloseIdle()
-		if n := s.cluster.peers.Shutdown(ctx); n > 0 {
+		if n := others.peers.Shutdown(ctx); n > 0 {
 			log.WithField("sessions", n).Warn("streams of peers were cut off")
 		}
 	}

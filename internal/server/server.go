@@ -14,6 +14,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,7 @@ import (
 	"github.com/pikoproxy/piko/internal/admin"
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/daemon"
 	"github.com/pikoproxy/piko/internal/proxy"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
@@ -44,8 +46,8 @@ type Options struct {
 	Log      *logrus.Logger
 	ErrorLog *log.Logger // for HTTP servers; nil: their complaints are dropped
 	Version  string
-	// Listen opens the listener of a name at an address; nil: net.Listen. explicit tells that the operator chose the
-	// address.
+	// Listen opens the listener of a name at an address; nil: that of a process of its own. explicit tells that the
+	// operator chose the address. See [daemon.Process.Listen].
 	Listen func(name, addr string, explicit bool) (net.Listener, error)
 	// Ready is called once, when the node takes traffic; nil: nobody is told.
 	Ready func()
@@ -55,6 +57,10 @@ type Options struct {
 	Collector prometheus.Collector
 	// Reload reloads the settings for an operator; nil: that is not offered.
 	Reload func(context.Context) error
+	// Predecessor is what the process that this one takes over from offers; nil: there is none. Succeed answers it, and
+	// returns when this node is to serve.
+	Predecessor json.RawMessage
+	Succeed     func(answer any) error
 	// Reloaded tells what became of the last reload, for the status; nil: it is not shown.
 	Reloaded func() any
 }
@@ -98,6 +104,10 @@ type Server struct {
 	sessions *sessions
 	refusals *refusalLog
 	cluster  *membership // nil for a node that is alone
+	alone    *membership // of such a node, for a handover; see others
+	paired   atomic.Bool // alone is in use
+	before   *kin        // the process to take over from; nil: there is none
+	yielded  atomic.Bool // another process has taken over
 	acme     *acme.Manager
 	plain    *http.Server // of the acme listener
 
@@ -107,20 +117,33 @@ type Server struct {
 	mu    sync.Mutex // guards the following
 	life  context.Context
 	group *errgroup.Group // nil while nothing runs
+
+	pairSecret, meetingAddr string // of a handover; set once, like paired
 }
 
 // New checks the settings and puts the parts together. It opens no socket and starts nothing. An error can be healed by
 // other settings only.
 func New(c config.Pikod, o Options) (*Server, error) {
-	id, err := nodeID(c.Cluster.NodeID)
+	old, err := before(o.Predecessor, len(c.Consul.Address) > 0)
+	if err != nil {
+		return nil, err
+	}
+	formerly := ""
+	if old != nil {
+		formerly = old.ID
+	}
+	id, err := idAfter(c.Cluster.NodeID, formerly)
 	if err != nil {
 		return nil, err
 	}
 	if o.ErrorLog == nil {
 		o.ErrorLog = log.New(io.Discard, "", 0)
 	}
+	if o.Listen == nil {
+		o.Listen = daemon.NewProcess("pikod", o.Version, o.Log).Listen
+	}
 	s := &Server{
-		config: c, o: o, id: id, started: time.Now(), registry: prometheus.NewRegistry(),
+		config: c, o: o, id: id, before: old, started: time.Now(), registry: prometheus.NewRegistry(),
 		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), refusals: newRefusalLog(o.Log),
 	}
 	s.sessions = newSessions(c.Upstream.MaxSessions)
@@ -130,10 +153,14 @@ func New(c config.Pikod, o Options) (*Server, error) {
 		if s.cluster, err = newMembership(s, &options); err != nil {
 			return nil, err
 		}
+	} else {
+		s.alone = newAlone(s, &options)
 	}
 	s.router = router.New(options)
 	if s.cluster != nil {
 		s.cluster.follow(s.router)
+	} else {
+		s.alone.follow(s.router)
 	}
 	if err := s.newACME(); err != nil {
 		return nil, err

@@ -100,10 +100,10 @@ func (s *Server) nodeByID(r *http.Request) (any, error) {
 	if id == "local" || id == s.id {
 		return s.node(true), nil
 	}
-	if s.cluster != nil {
-		if remote, ok := s.cluster.table.Node(id); ok {
-			n := s.cluster.status(remote)
-			n.Endpoints = s.cluster.table.Weights(id)
+	if others := s.others(); others != nil {
+		if remote, ok := others.table.Node(id); ok {
+			n := others.status(remote)
+			n.Endpoints = others.table.Weights(id)
 			return n, nil
 		}
 	}
