@@ -32,7 +32,7 @@ type ProxyLimits struct {
 	// Most bytes in the header of a service's answer. More count as no answer: the client gets 502.
 	MaxResponseHeaderBytes Size `toml:"max_response_header_bytes" reload:"live" min:"1KiB" max:"16MiB"`
 	// Most informational answers (1xx) of a service to one request. More count as no answer.
-	MaxInformational int `toml:"max_informational" reload:"live" min:"0" max:"1000"`
+	MaxInformational int `toml:"max_informational" reload:"live" min:"1" max:"1000"`
 }
 
 // ProxyRates bound how often something may happen on the proxy listener.

@@ -64,9 +64,10 @@ type Proxy struct {
 	Allow CIDRs `toml:"allow" reload:"live"`
 	// Networks or addresses that clients may not come from, also if `allow` holds them.
 	Deny CIDRs `toml:"deny" reload:"live"`
-	// What becomes of request headers with an underscore in their name. Many services take `X_User` for `X-User`, so
-	// that a client could forge what only a proxy may say. `drop`: they do not reach the service. `reject`: the request
-	// gets 400. `allow`: they pass, except those that would be taken for Piko's own or for forwarding headers.
+	// What becomes of request headers such as `X_Forwarded_For`, which many services can't tell from `X-Forwarded-For`,
+	// so that a client could forge what only a proxy may say. `drop`: they do not reach the service. `reject`: the
+	// request gets 400. `allow`: they pass, except those that would be taken for framing or for Piko's own. Other headers
+	// with an underscore, such as `api_key`, always pass.
 	Underscores string `toml:"underscores" reload:"live" one_of:"drop|reject|allow"`
 	// Limits of what one client may ask.
 	Limits ProxyLimits `toml:"limits"`

@@ -108,9 +108,9 @@ var (
 			"is a balancer in front."}
 	AmbiguousField = Fault{"PIKO-E1020", http.StatusBadRequest, "underscore in a header field",
 		"Header field with an underscore",
-		"A header field has an underscore in its name, which many services can't tell from a hyphen, and " +
-			"proxy.underscores is \"reject\".",
-		"Send the field with a hyphen, or allow underscores."}
+		"A header field with underscores would be taken by many services for one that only a proxy may write, such as " +
+			"X_Forwarded_For, and proxy.underscores is \"reject\".",
+		"Do not send it, or let proxy.underscores drop such fields."}
 	EndpointBusy = Fault{"PIKO-E1021", http.StatusTooManyRequests, "too many requests",
 		"Too many requests for this endpoint",
 		"All clients of the endpoint together sent more than the configured rate.",

@@ -321,6 +321,9 @@ func (c *Conn) Reset() error {
 	if secured, ok := inner.(*tls.Conn); ok {
 		inner = secured.NetConn()
 	}
+	if own, ok := inner.(interface{ Reset() error }); ok {
+		return own.Reset()
+	}
 	if tcp, ok := inner.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // fails only on a closed socket
 		return tcp.Close()

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -21,6 +22,10 @@ type Options struct {
 	Limits        func() Limits // asked at the start of each head; must not block
 	HeaderTimeout time.Duration // from the first byte of a head to its last; 0: none
 	ErrorLog      *log.Logger   // for TLS handshakes that fail; nil: the default one
+	// HandshakeTimeout is for that of TLS; 0: 10 s.
+	HandshakeTimeout time.Duration
+	// Rejected is told of each TLS handshake that failed; may be nil.
+	Rejected func()
 }
 
 // Listener guards the connections of another listener. Over TLS it makes the handshake by itself, as net/http
@@ -132,7 +137,7 @@ func (l *Listener) begin(conn net.Conn) bool {
 // secure makes the handshake.
 func (l *Listener) secure(raw net.Conn) {
 	conn := tls.Server(raw, l.o.TLS)
-	err := raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	err := raw.SetDeadline(time.Now().Add(cmp.Or(l.o.HandshakeTimeout, handshakeTimeout)))
 	if err == nil {
 		err = conn.Handshake()
 	}
@@ -172,6 +177,9 @@ func (l *Listener) failed(raw net.Conn, err error) {
 	}
 	if errors.Is(err, io.EOF) {
 		return // somebody looked whether the port is open
+	}
+	if l.o.Rejected != nil {
+		l.o.Rejected()
 	}
 	logger := l.o.ErrorLog
 	if logger == nil {

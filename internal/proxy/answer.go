@@ -22,11 +22,11 @@ const statusClientGone = 499
 func (x *exchange) authenticate() (*fault.Fault, error) {
 	x.key = x.endpoint
 	if x.server.auth == nil {
-		return nil, nil
+		return x.admitted()
 	}
 	id, err := x.server.auth.Authenticate(x.r.Context(), x.r.Header)
 	if err != nil {
-		return authFault(err), err
+		return x.badToken(err), err
 	}
 	if !id.Permits(x.endpoint) {
 		return &fault.EndpointNotPermitted, nil
@@ -36,7 +36,26 @@ func (x *exchange) authenticate() (*fault.Fault, error) {
 		// Our tokens never reach a service. One that needs Authorization for itself is sent ours in the other header.
 		x.bearer = len(x.r.Header[auth.PikoAuthorization]) == 0
 	}
-	return nil, nil
+	return x.admitted()
+}
+
+// admitted asks the limits about the endpoint.
+func (x *exchange) admitted() (*fault.Fault, error) {
+	if x.server.limiter == nil {
+		return nil, nil
+	}
+	return x.server.limiter.Endpoint(x.origin.addr, x.key), nil
+}
+
+// badToken says how a request without a good token is answered.
+func (x *exchange) badToken(err error) *fault.Fault {
+	f := authFault(err)
+	if f.Status == http.StatusUnauthorized && x.server.limiter != nil {
+		if own := x.server.limiter.BadToken(x.origin.addr); own != nil {
+			return own
+		}
+	}
+	return f
 }
 
 func authFault(err error) *fault.Fault {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 )
 
@@ -22,9 +23,9 @@ func (x *exchange) deliver(s *router.Stream) {
 	x.record.status = x.head.status
 	x.responded = true
 	x.w.WriteHeader(x.head.status)
-	x.copier = bodyCopier{
+	x.startCopier(bodyCopier{
 		br: s.Reader(), w: x.w, flusher: x.server.flusher(x.w), buffers: x.server.buffers, dirty: true,
-	}
+	})
 	trailer, err := x.copier.copy(x.head.framing, x.head.length)
 	x.record.sent = x.copier.written
 	if err != nil {
@@ -86,6 +87,9 @@ func (x *exchange) broken(s *router.Stream, err error) {
 	switch {
 	case errors.Is(err, errClient), clientGone(x.r.Context()):
 		x.record.err = err
+		if isSlowReader(err) {
+			x.record.reason = limit.SlowReader
+		}
 	case x.sender != nil && x.sender.err != nil:
 		x.record.fail(fault.BadBody, x.sender.err)
 	default:
@@ -137,6 +141,7 @@ func (x *exchange) finalFields(h http.Header) {
 		x.announceTrailer(h)
 	}
 	if x.r.ProtoMajor != 1 {
+		x.sayGoodbye()
 		return
 	}
 	if x.head.status == http.StatusUpgradeRequired && isProtocolList(x.head.upgrade) {

@@ -35,6 +35,8 @@ type exchange struct {
 	body        framing
 	bearer      bool // the Authorization field was for us, and stays here
 
+	last      bool // the connection shall carry no more requests
+	reader    *bodyReader
 	inline    []byte // a small body, read in advance
 	sender    *bodySender
 	head      responseHead
@@ -52,9 +54,10 @@ type exchange struct {
 func (s *Server) newExchange(w http.ResponseWriter, r *http.Request) *exchange {
 	x, ok := s.exchanges.Get().(*exchange)
 	if !ok {
-		x = &exchange{}
+		x = &exchange{reader: &bodyReader{}}
 	}
 	x.server, x.settings, x.w, x.r = s, s.settings.Load(), w, r
+	x.last = x.outlived()
 	x.record.begin(r)
 	return x
 }
@@ -66,7 +69,9 @@ func (x *exchange) release() {
 	clear(fields[:cap(fields)])
 	clear(names[:cap(names)])
 	clear(options[:cap(options)])
-	*x = exchange{inline: inline}
+	reader := x.reader
+	reader.body, reader.dog.bark = nil, nil
+	*x = exchange{inline: inline, reader: reader}
 	x.head.fields, x.head.options.names, x.options.names = fields[:0], names[:0], options[:0]
 	s.exchanges.Put(x)
 }
@@ -105,11 +110,23 @@ func (x *exchange) examine() *fault.Fault {
 	r := x.r
 	x.maxForwards = -1
 	x.origin = originOf(r, x.settings.TrustedProxies)
+	if f := x.limited(); f != nil {
+		return f
+	}
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !isToken(r.Method) {
 		return &fault.MethodNotAllowed
 	}
 	if limit := x.settings.MaxHeaderFields; limit > 0 && countFields(r.Header) > limit {
 		return &fault.TooManyFields
+	}
+	if x.settings.Underscores == rejectUnderscores && hasTwin(r.Header) {
+		return &fault.AmbiguousField
+	}
+	if most := x.settings.MaxBodyBytes; most > 0 && r.ContentLength > most {
+		return &fault.BodyTooLarge
+	}
+	if len(r.RequestURI) > x.settings.MaxTargetBytes { // the guard does not see HTTP/2 over TLS
+		return &fault.TargetTooLong
 	}
 	var ok bool
 	if x.target, ok = targetOf(r); !ok {
@@ -134,6 +151,9 @@ func (x *exchange) examine() *fault.Fault {
 		x.body = byLength
 	case r.ContentLength < 0:
 		x.body = byChunks
+	}
+	if x.body != noBody {
+		x.startBody()
 	}
 	return x.expectations()
 }
@@ -216,6 +236,9 @@ func (x *exchange) awaitHead(s *router.Stream, d time.Duration) {
 
 // gotHead ends the wait.
 func (x *exchange) gotHead(s *router.Stream) {
+	if x.body != noBody {
+		x.reader.release()
+	}
 	if x.settings.ResponseHeaderTimeout <= 0 {
 		return
 	}
@@ -246,6 +269,7 @@ func (x *exchange) refuse(f fault.Fault, err error) {
 	}
 	if x.r.ProtoMajor != 1 {
 		h.Del("Connection")
+		x.sayGoodbye()
 	}
 	x.record.status = f.Status
 	x.responded = true

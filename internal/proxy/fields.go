@@ -43,6 +43,16 @@ func twin(name string) string {
 	return textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
+// hasTwin reports whether a field could be taken for one that only proxies write.
+func hasTwin(h http.Header) bool {
+	for name := range h {
+		if t := twin(name); t != name && (dropped(t) || forwarding(t)) {
+			return true
+		}
+	}
+	return false
+}
+
 // protected reports whether a Connection header may not name the field: routing, framing, authentication or the origin
 // of the request depend on it.
 func protected(option string) bool {

@@ -12,6 +12,7 @@ import (
 type origin struct {
 	trusted bool       // the peer may say where the request came from
 	peer    netip.Addr // invalid for a client on a Unix socket
+	addr    netip.Addr // that of the peer, or the one that a trusted proxy vouches for
 	client  string     // host:port of the peer, or the address that a trusted proxy vouches for
 	proto   string     // http or https
 	host    string
@@ -26,13 +27,14 @@ func originOf(r *http.Request, trusted config.CIDRs) origin {
 	}
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		o.peer = ap.Addr().Unmap().WithZone("")
+		o.addr = o.peer
 	}
 	if len(trusted) == 0 || (o.peer.IsValid() && !trusted.Contains(o.peer)) {
 		return o
 	}
 	o.trusted = true
 	if addr := clientOf(r.Header["X-Forwarded-For"], trusted); addr.IsValid() {
-		o.client = addr.String()
+		o.client, o.addr = addr.String(), addr
 	}
 	if v := single(r.Header["X-Forwarded-Proto"]); strings.EqualFold(v, "http") || strings.EqualFold(v, "https") {
 		o.proto = strings.ToLower(v)

@@ -8,12 +8,13 @@ import (
 	"github.com/pikoproxy/piko/internal/guard"
 )
 
-// maxTarget bounds the request target, in bytes. Longer ones mean a broken client more often than a long query.
+// maxTarget bounds the request target when the settings do not, in bytes.
 const maxTarget = 16 << 10
 
 // guardLimits is asked at the start of each request head.
 func (s *Server) guardLimits(e *edge) guard.Limits {
-	return guard.Limits{Bytes: e.limits.MaxHeaderBytes, Fields: s.settings.Load().MaxHeaderFields, Target: maxTarget}
+	c := s.settings.Load()
+	return guard.Limits{Bytes: e.limits.MaxHeaderBytes, Fields: c.MaxHeaderFields, Target: c.MaxTargetBytes}
 }
 
 // guard returns the guard of the client's connection; nil, of which every method does nothing, for HTTP/2 over TLS.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -85,7 +86,7 @@ func (x *exchange) serveH2() bool {
 	}
 	defer s.Close() //nolint:errcheck // whatever has ended the stream before this counts
 	x.record.session = s.Upstream().Session().ID()
-	body := &countedBody{ReadCloser: x.r.Body, limit: x.settings.ResponseHeaderTimeout, expire: cancel}
+	body := &countedBody{ReadCloser: x.r.Body, most: x.settings.MaxBodyBytes, limit: x.settings.ResponseHeaderTimeout, expire: cancel}
 	if x.body == noBody {
 		body.begin()
 	}
@@ -164,6 +165,9 @@ func (x *exchange) h2Failed(s *router.Stream, c h2Conn, err error, timedOut bool
 	case clientGone(x.r.Context()):
 		x.endH2(s, c)
 		x.leave(err)
+	case errors.Is(err, errBodyTooLarge):
+		x.endH2(s, c)
+		x.refuse(fault.BodyTooLarge, err)
 	default:
 		if !s.Reused() {
 			s.Failed(err)
@@ -198,16 +202,20 @@ func (x *exchange) deliverH2(ctx context.Context, s *router.Stream, c h2Conn, re
 			h["Trailer"] = append(h["Trailer"], name)
 		}
 	}
+	x.sayGoodbye()
 	x.record.status = resp.StatusCode
 	x.responded = true
 	x.w.WriteHeader(resp.StatusCode)
-	x.copier = bodyCopier{w: x.w, flusher: x.server.flusher(x.w), dirty: true}
+	x.startCopier(bodyCopier{w: x.w, flusher: x.server.flusher(x.w), dirty: true})
 	err := x.copyH2(resp)
 	x.record.sent, x.record.received = x.copier.written, body.n.Load()
 	if err != nil {
 		x.endH2(s, c)
 		if errors.Is(err, errClient) || clientGone(ctx) {
 			x.record.err = err
+			if isSlowReader(err) {
+				x.record.reason = limit.SlowReader
+			}
 		} else {
 			s.Failed(err)
 			x.record.fail(fault.UpstreamBroke, err)
@@ -249,6 +257,7 @@ func (x *exchange) copyH2(resp *http.Response) error {
 type countedBody struct {
 	io.ReadCloser
 	n      atomic.Int64
+	most   int64 // bytes; 0: no limit
 	limit  time.Duration
 	expire context.CancelCauseFunc
 
@@ -260,7 +269,9 @@ type countedBody struct {
 // Read reads from the client.
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.n.Add(int64(n))
+	if total := b.n.Add(int64(n)); b.most > 0 && total > b.most {
+		return 0, errBodyTooLarge
+	}
 	if errors.Is(err, io.EOF) {
 		b.begin()
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -81,7 +82,7 @@ func (x *exchange) readInline() bool {
 	if cap(x.inline) < n {
 		x.inline = make([]byte, n)
 	}
-	m, err := io.ReadFull(x.r.Body, x.inline[:n])
+	m, err := io.ReadFull(x.reader, x.inline[:n])
 	x.record.received = int64(m)
 	if err != nil {
 		x.brokenBody(err)
@@ -100,7 +101,15 @@ func (x *exchange) brokenBody(err error) {
 		x.refuse(fault.BadFraming, r)
 		return
 	}
-	x.refuse(fault.BadBody, err)
+	switch {
+	case errors.Is(err, errBodyTooLarge):
+		x.refuse(fault.BodyTooLarge, err)
+	case errors.Is(err, errSlowBody):
+		x.record.reason = limit.SlowBody
+		x.refuse(fault.RequestTimeout, err)
+	default:
+		x.refuse(fault.BadBody, err)
+	}
 }
 
 // try sends the request on the stream and passes the answer back.
@@ -119,7 +128,7 @@ func (x *exchange) try(s *router.Stream, again bool) attempt {
 		x.awaitContinue(s)
 	}
 	for informational := 0; ; informational++ {
-		text, started, err := readHead(s.Reader(), maxResponseHead)
+		text, started, err := readHead(s.Reader(), x.settings.MaxResponseHeaderBytes)
 		if err != nil && !started {
 			return x.unanswered(s, err, again, false)
 		}
@@ -136,8 +145,8 @@ func (x *exchange) try(s *router.Stream, again bool) attempt {
 			x.gotHead(s)
 			x.deliver(s)
 			return finished
-		case informational == maxInformational:
-			return x.invalid(s, malformed("more than %d informational answers", maxInformational))
+		case informational == x.settings.MaxInformational:
+			return x.invalid(s, malformed("more than %d informational answers", informational))
 		}
 		x.inform(s)
 	}
@@ -185,7 +194,7 @@ func (x *exchange) sendBody(s *router.Stream) {
 		x.w.WriteHeader(http.StatusContinue)
 	}
 	x.sender = &bodySender{
-		r: x.r, stream: s, chunked: x.body == byChunks, done: make(chan struct{}),
+		r: x.r, body: x.reader, stream: s, chunked: x.body == byChunks, done: make(chan struct{}),
 		sent: func() { x.awaitHead(s, x.settings.ResponseHeaderTimeout) },
 	}
 	go x.sender.run(x.server.buffers)

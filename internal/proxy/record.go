@@ -8,6 +8,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 )
 
 // maxLogged bounds what of a client's text goes into one field of the log, in bytes.
@@ -22,7 +23,8 @@ type record struct {
 	client   string
 	session  string // the upstream's
 	proto    string
-	code     string // of the fault, if any
+	code     string       // of the fault, if any
+	reason   limit.Reason // why the client was turned away, where code does not say
 	err      error
 	status   int
 	received int64 // bytes of the request body from the client, or of everything after a switch
@@ -46,6 +48,12 @@ func (s *Server) finish(rec *record) {
 		rec.status, rec.code = http.StatusInternalServerError, fault.Internal.Code
 	}
 	s.metrics.observe(rec, took)
+	if rec.reason == "" {
+		rec.reason = limit.ReasonOf(rec.code)
+	}
+	if rec.reason != "" {
+		s.report.Count(limit.Proxy, rec.reason)
+	}
 	if s.access == nil || !s.settings.Load().AccessLog || !s.access.IsLevelEnabled(logrus.InfoLevel) {
 		return
 	}
@@ -61,6 +69,9 @@ func (s *Server) finish(rec *record) {
 	}
 	if rec.code != "" {
 		fields["code"] = rec.code
+	}
+	if rec.reason != "" {
+		fields["reason"] = string(rec.reason)
 	}
 	if rec.err != nil {
 		fields["err"] = cutText(rec.err.Error())

@@ -23,6 +23,7 @@ const (
 // goroutine per such request, which the exchange waits for before it ends.
 type bodySender struct {
 	r       *http.Request
+	body    io.Reader // of r, within its limits
 	stream  *router.Stream
 	chunked bool
 	sent    func() // called when everything was sent
@@ -45,7 +46,7 @@ func (s *bodySender) run(buffers *copyBuffers) {
 	// Chunk header and trailing CRLF stand around what is read, so that a chunk is one write.
 	data := room[chunkRoom : len(room)-len(crlf)]
 	for {
-		n, err := s.r.Body.Read(data)
+		n, err := s.body.Read(data)
 		s.read.Add(int64(n))
 		// Set before the write: whoever sees the service's answer to the last byte must find it set.
 		if errors.Is(err, io.EOF) {
@@ -111,7 +112,7 @@ func (s *bodySender) writeEnd() error {
 func (s *bodySender) discard(p []byte, err error) {
 	for total := 0; err == nil && total < lingerBytes; {
 		var n int
-		n, err = s.r.Body.Read(p)
+		n, err = s.body.Read(p)
 		total += n
 	}
 	if errors.Is(err, io.EOF) {

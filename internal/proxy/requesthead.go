@@ -84,7 +84,7 @@ func (x *exchange) appendHops(b []byte) []byte {
 
 // keepsField reports whether a field of the client goes on to the service as it is.
 func (x *exchange) keepsField(name string) bool {
-	if t := twin(name); t != name && (dropped(t) || forwarding(t)) {
+	if t := twin(name); t != name && (dropped(t) || forwarding(t) && x.settings.Underscores != allowUnderscores) {
 		return false
 	}
 	switch {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"time"
 )
 
 const (
@@ -34,13 +35,15 @@ func newCopyBuffers() *copyBuffers {
 // bodyCopier takes the body of an answer from the stream's reader to the client. It flushes before it waits for the
 // service and never else: what is there goes out in one piece, and nothing is held back that could be sent.
 type bodyCopier struct {
-	br      *bufio.Reader
-	w       http.ResponseWriter
-	flusher http.Flusher
-	buffers *copyBuffers
-	dirty   bool // written, and perhaps still in a buffer of net/http
-	written int64
-	level   int // of the buffer that the last reads have earned: 0 none, 1 middle, 2 large
+	br       *bufio.Reader
+	w        http.ResponseWriter
+	flusher  http.Flusher
+	buffers  *copyBuffers
+	dirty    bool // written, and perhaps still in a buffer of net/http
+	written  int64
+	patience time.Duration // for one write; with dog
+	dog      *watchdog     // nil: writes may take as long as they like
+	level    int           // of the buffer that the last reads have earned: 0 none, 1 middle, 2 large
 }
 
 // copy passes on the body and returns its trailer fields. io.ErrUnexpectedEOF and every other error mean that the
@@ -60,13 +63,18 @@ func (c *bodyCopier) copy(f framing, length int64) (trailer []field, err error) 
 
 func (c *bodyCopier) flush() {
 	if c.dirty {
-		c.flusher.Flush()
+		// An error shows at the next write.
+		_ = c.guarded(func() error { c.flusher.Flush(); return nil })
 		c.dirty = false
 	}
 }
 
 func (c *bodyCopier) write(p []byte) error {
-	n, err := c.w.Write(p)
+	var n int
+	err := c.guarded(func() (err error) {
+		n, err = c.w.Write(p)
+		return err
+	})
 	c.written += int64(n)
 	c.dirty = true
 	if err != nil {

@@ -46,6 +46,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/guard"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 )
 
@@ -67,6 +68,8 @@ type Options struct {
 	Limits
 	Router     Router
 	Auth       Authenticator         // nil: everybody may reach every endpoint
+	Limiter    Limiter               // nil: no limits by client or endpoint
+	Report     *limit.Reporter       // counts who is turned away; may be nil
 	TLS        *tls.Config           // nil: plain HTTP. It may choose by GetConfigForClient, and so change while in use
 	Log        *logrus.Logger        // for requests; nil: none are logged
 	ErrorLog   *log.Logger           // for what net/http has to say; nil: its default
@@ -77,6 +80,8 @@ type Options struct {
 type Server struct {
 	router   Router
 	auth     Authenticator
+	limiter  Limiter
+	report   *limit.Reporter
 	edge     atomic.Pointer[edge]
 	access   *logrus.Logger
 	errorLog *log.Logger
@@ -114,7 +119,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("proxy without a router")
 	}
 	s := &Server{
-		router: o.Router, auth: o.Auth, access: o.Log, errorLog: o.ErrorLog,
+		router: o.Router, auth: o.Auth, limiter: o.Limiter, report: o.Report, access: o.Log, errorLog: o.ErrorLog,
 		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
@@ -138,7 +143,10 @@ func (s *Server) ApplyToListeners(limits Limits, conf *tls.Config) {
 }
 
 // Apply replaces the settings. Requests that are being answered finish under the old ones.
-func (s *Server) Apply(settings Settings) { s.settings.Store(&settings) }
+func (s *Server) Apply(settings Settings) {
+	settings = settings.withDefaults()
+	s.settings.Store(&settings)
+}
 
 // Serve answers the clients that l accepts, until [Server.Shutdown] or until l fails. It closes l. It may be called for
 // several listeners. From ctx come only values: its end does not touch a request, for that is what Shutdown is for.
@@ -172,6 +180,7 @@ func (s *Server) newServing(ctx context.Context, e *edge, l net.Listener) (*serv
 	protocols.SetUnencryptedHTTP2(true)
 	guarded := guard.NewListener(l, guard.Options{
 		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
+		HandshakeTimeout: e.limits.HandshakeTimeout, Rejected: s.handshakeFailed,
 		ErrorLog: s.errorLog,
 	})
 	srv := &http.Server{
@@ -183,11 +192,11 @@ func (s *Server) newServing(ctx context.Context, e *edge, l net.Listener) (*serv
 		MaxHeaderBytes:    e.limits.MaxHeaderBytes,
 		ErrorLog:          s.errorLog,
 		BaseContext:       func(net.Listener) context.Context { return life },
-		ConnContext:       guard.With,
+		ConnContext:       s.connContext,
 		ConnState:         s.countConns,
 		// No ReadTimeout and no WriteTimeout: they would cut long bodies and streams.
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          100,
+			MaxConcurrentStreams:          e.limits.MaxStreams,
 			MaxReadFrameSize:              16 << 10,
 			MaxReceiveBufferPerStream:     256 << 10,
 			MaxReceiveBufferPerConnection: 1 << 20,
@@ -197,6 +206,9 @@ func (s *Server) newServing(ctx context.Context, e *edge, l net.Listener) (*serv
 	s.serving = append(s.serving, v)
 	return v, nil
 }
+
+// handshakeFailed is told by the guard, which logs it too.
+func (s *Server) handshakeFailed() { s.report.Count(limit.Proxy, limit.Handshake) }
 
 // countConns is told by net/http of the lives of its connections.
 func (s *Server) countConns(_ net.Conn, state http.ConnState) {

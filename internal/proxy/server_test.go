@@ -179,7 +179,9 @@ func TestOurTokenDoesNotReachTheService(t *testing.T) {
 		"Authorization: Bearer theirs\r\nX-Piko-Authorization: Bearer ours\r\n":       "theirs",
 		"X-Piko-Authorization: Bearer ours\r\nX_Piko_Authorization: Bearer ours2\r\n": "",
 	} {
-		x := &exchange{r: &http.Request{Method: "GET", Host: "h", Header: http.Header{}}, bearer: true}
+		x := &exchange{
+			settings: &Settings{}, r: &http.Request{Method: "GET", Host: "h", Header: http.Header{}}, bearer: true,
+		}
 		for line := range strings.SplitSeq(strings.TrimSuffix(sent, crlf), crlf) {
 			f, err := parseField(line)
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/guard"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/router"
 )
@@ -68,6 +69,7 @@ func (x *exchange) splice(client, upstream net.Conn) {
 	server, rec := x.server, x.record
 	server.tracker.add()
 	server.metrics.spliced.Inc()
+	limit.Patient(client)
 	go func() {
 		defer server.tracker.done()
 		defer server.metrics.spliced.Dec()
@@ -111,6 +113,9 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 	c.early = c.early[n:]
 	return n, nil
 }
+
+// NetConn returns the connection below.
+func (c *earlyConn) NetConn() net.Conn { return c.Conn }
 
 // CloseWrite ends our direction, where the connection has two.
 func (c *earlyConn) CloseWrite() error {
