@@ -33,6 +33,7 @@ const (
 	unaccepted       = 4 << 10
 
 	headerCluster = "X-Piko-Cluster"
+	stranger      = "?" // the id of a node that only asks; no node has it
 )
 
 // Conn is a stream to a service: a connection with both kinds of ending.
@@ -272,6 +273,10 @@ func (p *Peers) Probe(ctx context.Context, addr, incarnation string) error {
 // dial opens a session to a node and makes sure that it is the one that was meant. Without an id any node of the
 // incarnation is.
 func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, string, []byte)) (*tunnel.Session, error) {
+	self := p.o.Node
+	if n.ID == "" {
+		self.ID = stranger // a node that has our id would send us away, and so be taken for dead
+	}
 	c := p.o.Client
 	if host, _, err := net.SplitHostPort(n.Addr); err == nil && c.ServerName == "" {
 		c = c.Clone()
@@ -283,8 +288,8 @@ func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, str
 	}
 	s, err := tunnel.DialPeer(ctx, tunnel.DialOptions{
 		URL: "https://" + addr, TLS: c, HandshakeTimeout: handshakeTimeout, Proxy: direct,
-		Header: http.Header{tunnel.HeaderNode: {identity(p.o.Node)}, headerCluster: {p.o.Cluster}},
-		Hello:  tunnel.Hello{AgentID: p.o.Node.ID, InstanceID: p.o.Node.Incarnation},
+		Header: http.Header{tunnel.HeaderNode: {identity(self)}, headerCluster: {p.o.Cluster}},
+		Hello:  tunnel.Hello{AgentID: self.ID, InstanceID: self.Incarnation},
 	}, tunnel.NodeOptions{NodeID: p.o.Node.ID, MaxStreams: peerStreams, OpenTimeout: openTimeout, OnMessage: hear})
 	if err != nil {
 		return nil, err

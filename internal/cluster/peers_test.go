@@ -376,7 +376,6 @@ func TestNobodyElseGetsIn(t *testing.T) {
 	strangers := map[string]*member{
 		"another secret":  newMember(t, "x", "1", "piko", newKeys(t)),
 		"another cluster": newMember(t, "y", "1", "other", k),
-		"the same id":     newMember(t, "a", "2", "piko", k),
 	}
 	for name, s := range strangers {
 		if err := s.Probe(t.Context(), a.node.Addr, "1"); err == nil {
@@ -415,5 +414,16 @@ func TestShutdownWaitsForStreams(t *testing.T) {
 	_ = st.Close()
 	if n := <-ended; n != 0 {
 		t.Errorf("%d sessions were cut", n)
+	}
+}
+
+func TestANodeFindsThatAnotherOfItsNameLives(t *testing.T) {
+	k := newKeys(t)
+	living, twin := newMember(t, "a", "a1", "piko", k), newMember(t, "a", "a2", "piko", k)
+	if err := twin.Probe(t.Context(), living.node.Addr, "a1"); err != nil {
+		t.Errorf("the one that lives is taken for dead: %v", err)
+	}
+	if err := twin.Probe(t.Context(), living.node.Addr, "a0"); err == nil {
+		t.Error("a former life of it is taken for alive")
 	}
 }
