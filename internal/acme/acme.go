@@ -45,9 +45,9 @@ const protocol = "acme-tls/1"
 
 // Options are what a [Manager] needs.
 type Options struct {
-	// Shared is where the nodes of a cluster keep what they have in common; nil for a node that is alone. Secret is what
-	// they encrypt it under, of 16 bytes or more.
-	Shared Shared
+	// Shared returns where the nodes of a cluster keep what they have in common, once Run has been called; nil for a node
+	// that is alone. Secret is what they encrypt it under, of 16 bytes or more.
+	Shared func() Shared
 	Secret string
 	// Offered reports whether the endpoint of a host is offered by an agent. It is asked before a certificate is ordered
 	// on demand.

@@ -35,7 +35,7 @@ func manager(t *testing.T) *Manager {
 
 func TestSealedValuesOpenOnlyWhereTheyWereWritten(t *testing.T) {
 	ctx, common := t.Context(), newShared()
-	ours, theirs := newSealed(common, "0123456789abcdef"), newSealed(common, "fedcba9876543210")
+	ours, theirs := newSealed(common.get, "0123456789abcdef"), newSealed(common.get, "fedcba9876543210")
 	if err := ours.Store(ctx, "certificates/a.key", []byte("private")); err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestSealedValuesOpenOnlyWhereTheyWereWritten(t *testing.T) {
 }
 
 func TestSealedIsAStorage(t *testing.T) {
-	ctx, s := t.Context(), newSealed(newShared(), "0123456789abcdef")
+	ctx, s := t.Context(), newSealed(newShared().get, "0123456789abcdef")
 	if _, err := s.Load(ctx, "a/b"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Load of nothing: %v", err)
 	}

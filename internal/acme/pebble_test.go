@@ -33,6 +33,8 @@ func newShared() *shared {
 	return &shared{values: map[string][]byte{}, locks: map[string]chan struct{}{}}
 }
 
+func (s *shared) get() Shared { return s }
+
 func (s *shared) Get(_ context.Context, key string) ([]byte, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,7 +233,7 @@ func TestNodesOrderOnceTogether(t *testing.T) {
 	p := pebbletest.Start(t, pebbletest.Options{TLSPort: port(nodes[0].tls)}) // who orders is not who is asked, mostly
 	common := newShared()
 	for _, n := range nodes {
-		n.start(t, Options{Shared: common, Secret: "0123456789abcdef0123456789abcdef"}, settings(t, p, "piko.test"))
+		n.start(t, Options{Shared: common.get, Secret: "0123456789abcdef0123456789abcdef"}, settings(t, p, "piko.test"))
 	}
 	serials := map[string]bool{}
 	orders := 0.0

@@ -39,13 +39,13 @@ type Shared interface {
 // cluster is not who may be its clients' server: each value is encrypted with AES-256-GCM under a key made of the
 // cluster's secret, and bound to its name, so that values can't be exchanged for each other.
 type sealed struct {
-	shared Shared
+	shared func() Shared
 	aead   cipher.AEAD
 }
 
 const keyBytes = 32
 
-func newSealed(shared Shared, secret string) *sealed {
+func newSealed(shared func() Shared, secret string) *sealed {
 	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "piko acme storage v1", keyBytes)
 	if err != nil {
 		panic(err) // only for a length that no hash gives
@@ -72,7 +72,7 @@ func (s *sealed) Store(ctx context.Context, key string, value []byte) error {
 	out[0] = version
 	binary.BigEndian.PutUint64(out[1:], uint64(time.Now().Unix())) //nolint:gosec // after 1970
 	out = s.aead.Seal(out, nil, value, s.bound(key, out[:headerBytes]))
-	return s.shared.Put(ctx, key, out)
+	return s.shared().Put(ctx, key, out)
 }
 
 func (s *sealed) Load(ctx context.Context, key string) ([]byte, error) {
@@ -81,7 +81,7 @@ func (s *sealed) Load(ctx context.Context, key string) ([]byte, error) {
 }
 
 func (s *sealed) open(ctx context.Context, key string) ([]byte, time.Time, error) {
-	box, found, err := s.shared.Get(ctx, key)
+	box, found, err := s.shared().Get(ctx, key)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -100,18 +100,18 @@ func (s *sealed) open(ctx context.Context, key string) ([]byte, time.Time, error
 
 func (s *sealed) bound(key string, header []byte) []byte { return slices.Concat(header, []byte(key)) }
 
-func (s *sealed) Delete(ctx context.Context, key string) error { return s.shared.Delete(ctx, key) }
+func (s *sealed) Delete(ctx context.Context, key string) error { return s.shared().Delete(ctx, key) }
 
 func (s *sealed) Exists(ctx context.Context, key string) bool {
-	if _, found, err := s.shared.Get(ctx, key); err != nil || found {
+	if _, found, err := s.shared().Get(ctx, key); err != nil || found {
 		return err == nil
 	}
-	below, err := s.shared.List(ctx, key)
+	below, err := s.shared().List(ctx, key)
 	return err == nil && len(below) > 0
 }
 
 func (s *sealed) List(ctx context.Context, dir string, recursive bool) ([]string, error) {
-	keys, err := s.shared.List(ctx, dir)
+	keys, err := s.shared().List(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -145,15 +145,15 @@ func (s *sealed) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error
 		return certmagic.KeyInfo{Key: key, Modified: written, Size: int64(len(value)), IsTerminal: true}, nil
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		if below, listing := s.shared.List(ctx, key); listing == nil && len(below) > 0 {
+		if below, listing := s.shared().List(ctx, key); listing == nil && len(below) > 0 {
 			return certmagic.KeyInfo{Key: key}, nil
 		}
 	}
 	return certmagic.KeyInfo{}, err
 }
 
-func (s *sealed) Lock(ctx context.Context, name string) error   { return s.shared.Lock(ctx, name) }
-func (s *sealed) Unlock(ctx context.Context, name string) error { return s.shared.Unlock(ctx, name) }
+func (s *sealed) Lock(ctx context.Context, name string) error   { return s.shared().Lock(ctx, name) }
+func (s *sealed) Unlock(ctx context.Context, name string) error { return s.shared().Unlock(ctx, name) }
 
 // String names the storage in the log without its secret.
 func (s *sealed) String() string { return "shared by the nodes" }

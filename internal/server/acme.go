@@ -25,7 +25,8 @@ func (s *Server) newACME() error {
 		Addr: func(name string) net.Addr { return s.Addr(name) },
 	}
 	if s.cluster != nil {
-		o.Shared, o.Secret = s.cluster.directory.Common(), s.config.Cluster.Secret.Reveal()
+		o.Shared = func() acme.Shared { return s.cluster.directory.Common() }
+		o.Secret = s.config.Cluster.Secret.Reveal()
 	}
 	var err error
 	if s.acme, err = acme.New(o); err != nil {
