@@ -7,16 +7,16 @@ import (
 )
 
 const (
-	zonePatience = 4                     // nodes that a place passes over before it takes one whatever its zone
-	zonePause    = 20 * time.Millisecond // between two of them
-	zonesKnown   = 16                    // more are not remembered
+	patience   = 4                     // nodes that a place passes over before it takes whatever it gets
+	passPause  = 20 * time.Millisecond // between two of them
+	zonesKnown = 16                    // more are not remembered
 )
 
 // errSameNode says that a new session led to a node with which there is one already.
 var errSameNode = errors.New("another session leads to the same node")
 
-// errSameZone says that a new session led to a zone that has more sessions than another one.
-var errSameZone = errors.New("another session leads to the same zone")
+// errElsewhere says that a session to another node would be better than a new one to this.
+var errElsewhere = errors.New("another node would be better")
 
 // zones are those in which nodes were met.
 type zones struct {
@@ -38,7 +38,7 @@ func (p *pool) claim(k *link, at *place) error {
 		}
 	}
 	if p.crowdedLocked(k, at) {
-		return errSameZone
+		return errElsewhere
 	}
 	p.links[k] = struct{}{}
 	for endpoint := range p.listeners {
@@ -48,10 +48,39 @@ func (p *pool) claim(k *link, at *place) error {
 	return nil
 }
 
-// crowdedLocked reports whether a new link should be given up for one to another zone: one that has fewer links, or any
-// other as long as it is not known whether there is one. A balancer decides where a session leads, so that all a place can
-// do is to try again, which it does a few times in a row.
+// crowdedLocked reports whether a new link should be given up for one to another node: to a zone with fewer links, or to any
+// other zone as long as it is not known whether there is one, or because the node is sending a link away at this moment. A
+// balancer decides where a session leads, so that all a place can do is to try again, which it does a few times in a row.
 func (p *pool) crowdedLocked(k *link, at *place) bool {
+	poor := p.poorZoneLocked(k) || p.sentAwayLocked(k)
+	if poor && at.passed < patience {
+		at.passed++
+		return true
+	}
+	if poor && len(p.zones.seen) == 1 {
+		p.zones.single = true
+	}
+	at.passed = 0
+	return false
+}
+
+// sentAwayLocked reports whether the node of a link has another one that it wants to be rid of.
+func (p *pool) sentAwayLocked(k *link) bool {
+	for other := range p.links {
+		if !other.leaving || other.nodeID != k.nodeID || other.settings != k.settings {
+			continue
+		}
+		select {
+		case <-other.session.Done(): // what sent it away is gone, too
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// poorZoneLocked reports whether a link to another zone would be better.
+func (p *pool) poorZoneLocked(k *link) bool {
 	if k.zone == "" {
 		return false
 	}
@@ -69,15 +98,10 @@ func (p *pool) crowdedLocked(k *link, at *place) bool {
 			links[other.zone]++
 		}
 	}
-	crowded := links[k.zone] > 0 && len(z.seen) == 1 && !z.single
 	for zone := range z.seen {
-		crowded = crowded || links[zone] < links[k.zone]
+		if links[zone] < links[k.zone] {
+			return true
+		}
 	}
-	if crowded && at.passed < zonePatience {
-		at.passed++
-		return true
-	}
-	z.single = crowded && len(z.seen) == 1
-	at.passed = 0
-	return false
+	return links[k.zone] > 0 && len(z.seen) == 1 && !z.single
 }

@@ -12,7 +12,7 @@ import (
 // place is one connection that is wanted: a goroutine in [pool.keep] fills it.
 type place struct {
 	*settings
-	passed  int                // nodes passed over in a row because of their zone; guarded by pool.mu
+	passed  int                // nodes passed over in a row, since others would be better; guarded by pool.mu
 	dismiss context.CancelFunc // ends keep: the link that fills the place leaves when others carry what it offers
 }
 

@@ -16,7 +16,7 @@ import (
 // pool holds the sessions of a client and brings what arrives on them to its listeners.
 //
 //	slot goroutines (one for each wanted connection)
-//	    dial ──► same node as another link? ──► close, look again later; same zone, and there are others: a few times at once
+//	    dial ──► same node as another link? ──► close, look again later; a poor choice of zone or node: a few times at once
 //	      ▲            │ no
 //	      │            ▼
 //	      │          link: accept, offer every listener, renew the token
@@ -141,9 +141,9 @@ func (p *pool) keep(ctx context.Context, at *place) {
 			if short.Wait(ctx) != nil {
 				return
 			}
-		case errors.Is(err, errSameZone):
+		case errors.Is(err, errElsewhere):
 			failed.Reset()
-			p.pause(ctx, zonePause, lost)
+			p.pause(ctx, passPause, lost)
 		case errors.Is(err, errSameNode):
 			failed.Reset()
 			if p.pause(ctx, same.Next(), lost) {
