@@ -46,7 +46,10 @@ func (v *Verifier) Judge(id *Identity) error {
 // Judge is [Verifier.Judge] by the keys that the identity was verified with. A tenant that is not there any more has
 // no keys: [ErrUnknownTenant].
 func (g *Gate) Judge(id *Identity) error {
-	if id == nil || id.Tenant == "" {
+	switch {
+	case id == nil && g.Own == nil && len(g.Tenants) > 0:
+		return ErrMissing // whoever names no tenant is not let in any more
+	case id == nil || id.Tenant == "":
 		return g.Own.Judge(id)
 	}
 	v := g.Tenants[id.Tenant]

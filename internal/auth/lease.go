@@ -30,8 +30,15 @@ type Lease struct {
 	prev, next *Lease
 	shard      *leaseShard // nil: not held
 	id         *Identity
-	cut        func(error)
-	cutting    chan struct{} // made when cut is about to be called, closed when it has returned
+	ender      Ender
+	ending     chan struct{} // made when End is about to be called, closed when it has returned
+}
+
+// Ender is what a lease is held for.
+type Ender interface {
+	// End is told, once and from another goroutine, that the token is good for nothing any more, and why: [ErrExpired],
+	// [ErrRevoked] or another error of this package. It must not block, and must not release the lease.
+	End(why error)
 }
 
 // NewLeases returns leases without any. judge says why what a token has begun must end, or nil; it must not block. See
@@ -45,16 +52,15 @@ func NewLeases(judge func(*Identity) error) *Leases {
 	return l
 }
 
-// Hold lets cut be called, once and from another goroutine, when the identity is good for nothing any more, with the
-// reason: [ErrExpired], [ErrRevoked] or another one of this package. cut must not block, and must not release the lease.
-// Nothing is held for a nil identity or by nil leases. A lease is held once at a time.
-func (l *Leases) Hold(lease *Lease, id *Identity, cut func(error)) {
+// Hold lets e be ended when the identity is good for nothing any more. Nothing is held for a nil identity or by nil
+// leases. A lease is held once at a time.
+func (l *Leases) Hold(lease *Lease, id *Identity, e Ender) {
 	if l == nil || id == nil {
 		return
 	}
 	// An identity is shared by all requests of a token, so its address would put them all into one shard.
 	shard := &l.shards[id.spread.Add(1)%leaseShards]
-	lease.id, lease.cut, lease.cutting = id, cut, nil
+	lease.id, lease.ender, lease.ending = id, e, nil
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	lease.shard = shard
@@ -63,20 +69,20 @@ func (l *Leases) Hold(lease *Lease, id *Identity, cut func(error)) {
 	last.next, shard.head.prev = lease, lease
 }
 
-// Release ends the lease. When it has returned, cut does not run and will not be called. A lease that is not held is
+// Release gives the lease back. When it has returned, End does not run and will not be called. A lease that is not held is
 // left alone.
 func (l *Lease) Release() {
 	if l.shard == nil {
 		return
 	}
 	l.shard.mu.Lock()
-	cutting := l.cutting
-	if cutting == nil {
+	ending := l.ending
+	if ending == nil {
 		l.unlinkLocked()
 	}
 	l.shard.mu.Unlock()
-	if cutting != nil {
-		<-cutting
+	if ending != nil {
+		<-ending
 	}
 	*l = Lease{}
 }
@@ -118,11 +124,11 @@ func (s *leaseShard) due(judge func(*Identity) error) (ends []func()) {
 			continue
 		}
 		lease.unlinkLocked() // its own next still leads on
-		done, cut := make(chan struct{}), lease.cut
-		lease.cutting = done
+		done, e := make(chan struct{}), lease.ender
+		lease.ending = done
 		ends = append(ends, func() {
 			defer close(done)
-			cut(why)
+			e.End(why)
 		})
 	}
 	return ends

@@ -20,11 +20,11 @@ const statusClientGone = 499
 
 // authenticate finds out who sends the request, and whether that one may reach the endpoint.
 func (x *exchange) authenticate() (*fault.Fault, error) {
-	x.key = x.endpoint
+	x.key = router.KeyOf(x.tenant, x.endpoint)
 	if x.server.auth == nil {
 		return x.admitted()
 	}
-	id, err := x.server.auth.Authenticate(x.r.Context(), x.r.Header)
+	id, err := x.server.auth.Authenticate(x.r.Context(), x.r.Header, x.tenant)
 	if err != nil {
 		return x.badToken(err), err
 	}
@@ -33,6 +33,8 @@ func (x *exchange) authenticate() (*fault.Fault, error) {
 	}
 	if id != nil {
 		x.key = router.KeyOf(id.Tenant, x.endpoint)
+		x.identity = id
+		x.server.leases.Hold(&x.lease, id, x)
 		// Our tokens never reach a service. One that needs Authorization for itself is sent ours in the other header.
 		x.bearer = len(x.r.Header[auth.PikoAuthorization]) == 0
 	}
@@ -116,6 +118,10 @@ func parseEndpoint(name string) (string, *fault.Fault) {
 	}
 	return canonical, nil
 }
+
+// gone reports whether the exchange is to end without an answer: its client has left, or was let in by a token that is
+// good for nothing any more.
+func (x *exchange) gone() bool { return clientGone(x.r.Context()) || x.ended() != nil }
 
 // clientGone reports whether the request ended because its client, or the server's drain deadline, ended it.
 func clientGone(ctx context.Context) bool { return ctx.Err() != nil }

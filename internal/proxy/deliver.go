@@ -85,8 +85,10 @@ func (x *exchange) broken(s *router.Stream, err error) {
 	_ = s.Reset()
 	x.stopBody()
 	switch {
-	case errors.Is(err, errClient), clientGone(x.r.Context()):
-		x.record.err = err
+	case errors.Is(err, errClient), x.gone():
+		if x.record.err = err; x.ended() != nil {
+			x.record.err = x.ended()
+		}
 		if isSlowReader(err) {
 			x.record.reason = limit.SlowReader
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
@@ -25,6 +26,7 @@ type exchange struct {
 	// What the request asks for; set by examine.
 	target      string
 	endpoint    string
+	tenant      string // whose domain the request is for; empty: nobody's
 	key         router.Key
 	tcp         bool // TCP over WebSocket
 	origin      origin
@@ -34,6 +36,9 @@ type exchange struct {
 	expect      bool // the client waits for 100 Continue before it sends the body
 	body        framing
 	bearer      bool // the Authorization field was for us, and stays here
+	identity    *auth.Identity
+	lease       auth.Lease
+	ending      ending
 
 	last      bool // the connection shall carry no more requests
 	reader    *bodyReader
@@ -65,6 +70,7 @@ func (s *Server) newExchange(w http.ResponseWriter, r *http.Request) *exchange {
 // release gives the exchange back, without anything that would keep the request's memory.
 func (x *exchange) release() {
 	s := x.server
+	x.lease.Release()
 	inline, fields, names, options := x.inline[:0], x.head.fields, x.head.options.names, x.options.names
 	clear(fields[:cap(fields)])
 	clear(names[:cap(names)])
@@ -168,8 +174,9 @@ func (x *exchange) name() (f *fault.Fault) {
 		x.tcp = true
 		x.endpoint, f = parseEndpoint(name)
 	} else {
-		x.endpoint, f = endpointOf(x.r, x.settings.Domains)
+		x.endpoint, f = endpointOf(x.r, x.settings)
 	}
+	x.tenant = x.settings.tenantOf(x.r.Host)
 	x.record.endpoint = x.endpoint
 	return f
 }

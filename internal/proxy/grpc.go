@@ -76,6 +76,8 @@ func (u *h2Upstream) conn(ctx context.Context, s *router.Stream) (h2Conn, error)
 func (x *exchange) serveH2() bool {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)
+	x.endWith(nil, cancel)
+	defer x.endWith(nil, nil)
 	s, c, err := x.openH2(ctx)
 	if errors.Is(err, router.ErrProtocol) {
 		return false
@@ -162,7 +164,7 @@ func (x *exchange) h2Failed(s *router.Stream, c h2Conn, err error, timedOut bool
 		s.Failed(err)
 		x.endH2(s, c)
 		x.refuse(fault.UpstreamTimeout, err)
-	case clientGone(x.r.Context()):
+	case x.gone():
 		x.endH2(s, c)
 		x.leave(err)
 	case errors.Is(err, errBodyTooLarge):
@@ -211,7 +213,7 @@ func (x *exchange) deliverH2(ctx context.Context, s *router.Stream, c h2Conn, re
 	x.record.sent, x.record.received = x.copier.written, body.n.Load()
 	if err != nil {
 		x.endH2(s, c)
-		if errors.Is(err, errClient) || clientGone(ctx) {
+		if errors.Is(err, errClient) || clientGone(ctx) || x.gone() {
 			x.record.err = err
 			if isSlowReader(err) {
 				x.record.reason = limit.SlowReader

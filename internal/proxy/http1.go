@@ -57,7 +57,7 @@ func (x *exchange) serveHTTP() {
 // notOpened answers when there is no stream. A retry that found no other upstream reports what the first try met.
 func (x *exchange) notOpened(err error, retried bool) {
 	switch {
-	case clientGone(x.r.Context()):
+	case x.gone():
 		x.leave(err)
 	case retried:
 		x.refuse(fault.UpstreamBroke, err)
@@ -66,8 +66,13 @@ func (x *exchange) notOpened(err error, retried bool) {
 	}
 }
 
-// leave ends an exchange whose client has gone.
+// leave ends an exchange whose client has gone, or is to go. It returns only when the client could be told why.
 func (x *exchange) leave(err error) {
+	if why := x.ended(); why != nil && !x.responded && !clientGone(x.r.Context()) {
+		x.w.Header().Set("Connection", "close")
+		x.refuse(endedFault(why), why)
+		return
+	}
 	x.record.status, x.record.err = statusClientGone, err
 	x.abort()
 }
@@ -94,8 +99,9 @@ func (x *exchange) readInline() bool {
 
 // brokenBody answers a request whose body did not arrive as announced.
 func (x *exchange) brokenBody(err error) {
-	if clientGone(x.r.Context()) {
+	if x.gone() {
 		x.leave(err)
+		return
 	}
 	if r := x.guard().Refusal(); r != 0 {
 		x.refuse(fault.BadFraming, r)
@@ -115,8 +121,10 @@ func (x *exchange) brokenBody(err error) {
 // try sends the request on the stream and passes the answer back.
 func (x *exchange) try(s *router.Stream, again bool) attempt {
 	stop := x.watch(s)
+	x.endWith(s, nil)
 	defer func() {
 		stop()
+		x.endWith(nil, nil)
 		if !x.switched {
 			_ = s.Close() // does nothing when something else has ended the stream, as it should
 		}
@@ -224,7 +232,7 @@ func (x *exchange) unanswered(s *router.Stream, err error, again, nothing bool) 
 	switch {
 	case x.sender != nil && x.sender.err != nil:
 		x.brokenBody(x.sender.err)
-	case clientGone(x.r.Context()):
+	case x.gone():
 		x.leave(err)
 	case isTimeout(err):
 		s.Failed(err)
@@ -261,7 +269,7 @@ func (x *exchange) invalid(s *router.Stream, err error) attempt {
 	_ = s.Reset()
 	x.stopBody()
 	switch {
-	case clientGone(x.r.Context()):
+	case x.gone():
 		x.leave(err)
 	case isTimeout(err):
 		x.refuse(fault.UpstreamTimeout, err)

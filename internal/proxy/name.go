@@ -17,7 +17,7 @@ const (
 
 // endpointOf returns the canonical name of the endpoint that the request is for. A header that is there decides alone,
 // also when it is empty: what one hop takes for absent, another could take for a name.
-func endpointOf(r *http.Request, domains []string) (string, *fault.Fault) {
+func endpointOf(r *http.Request, s *Settings) (string, *fault.Fault) {
 	switch lines := r.Header[endpointHeader]; len(lines) {
 	case 0:
 	case 1:
@@ -28,6 +28,10 @@ func endpointOf(r *http.Request, domains []string) (string, *fault.Fault) {
 		return name, nil
 	default:
 		return "", &fault.InvalidEndpoint
+	}
+	domains := s.Domains
+	if own := s.ownDomain(r.Host); own != nil {
+		domains = own
 	}
 	name, err := endpoint.FromHost(r.Host, domains)
 	switch {

@@ -57,9 +57,11 @@ type Router interface {
 	Retry() bool
 }
 
-// Authenticator finds out who sends a request. [*auth.Verifier] and [*auth.Gate] are such.
+// Authenticator finds out who sends a request.
 type Authenticator interface {
-	Authenticate(ctx context.Context, h http.Header) (*auth.Identity, error)
+	// Authenticate is told whose domain the request is for: it returns an identity of that tenant, or nil when everybody
+	// may reach the tenant's endpoints. The name is empty for what belongs to no tenant, unless the client names one.
+	Authenticate(ctx context.Context, h http.Header, tenant string) (*auth.Identity, error)
 }
 
 // Options are what [New] needs. Only the Router must be there.
@@ -70,6 +72,7 @@ type Options struct {
 	Auth       Authenticator         // nil: everybody may reach every endpoint
 	Limiter    Limiter               // nil: no limits by client or endpoint
 	Report     *limit.Reporter       // counts who is turned away; may be nil
+	Leases     *auth.Leases          // ends what outlives its token; nil: nothing does
 	TLS        *tls.Config           // nil: plain HTTP. It may choose by GetConfigForClient, and so change while in use
 	Log        *logrus.Logger        // for requests; nil: none are logged
 	ErrorLog   *log.Logger           // for what net/http has to say; nil: its default
@@ -82,6 +85,7 @@ type Server struct {
 	auth     Authenticator
 	limiter  Limiter
 	report   *limit.Reporter
+	leases   *auth.Leases
 	edge     atomic.Pointer[edge]
 	access   *logrus.Logger
 	errorLog *log.Logger
@@ -119,7 +123,8 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("proxy without a router")
 	}
 	s := &Server{
-		router: o.Router, auth: o.Auth, limiter: o.Limiter, report: o.Report, access: o.Log, errorLog: o.ErrorLog,
+		router: o.Router, auth: o.Auth, leases: o.Leases, limiter: o.Limiter, report: o.Report,
+		access: o.Log, errorLog: o.ErrorLog,
 		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }

@@ -141,7 +141,9 @@ func TestShutdownCutsOffWhatIsLeft(t *testing.T) {
 
 type authFunc func(http.Header) (*auth.Identity, error)
 
-func (f authFunc) Authenticate(_ context.Context, h http.Header) (*auth.Identity, error) { return f(h) }
+func (f authFunc) Authenticate(_ context.Context, h http.Header, _ string) (*auth.Identity, error) {
+	return f(h)
+}
 
 func TestTokensAreAskedForAndStayHere(t *testing.T) {
 	var result error

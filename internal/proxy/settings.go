@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"strings"
 	"time"
 
 	"github.com/pikoproxy/piko/internal/config"
@@ -25,11 +26,23 @@ type Settings struct {
 	MaxInformational       int           // 1xx answers to one request; 0: 5
 	MaxRequests            int           // of one connection of HTTP/2; 0: no limit
 	MaxAge                 time.Duration // of one connection of HTTP/2; 0: no limit
+
+	Tenants []TenantDomain
 }
 
-// SettingsOf takes from the configuration of the proxy listener what may change while it runs.
-func SettingsOf(c config.Proxy) Settings {
+// TenantDomain is a domain under which the endpoints of one tenant are reached, and nobody else's.
+type TenantDomain struct{ Domain, Tenant string }
+
+// SettingsOf takes from the configuration of the proxy listener, and of the tenants, what may change while it runs.
+func SettingsOf(c config.Proxy, tenants []config.Tenant) Settings {
+	var domains []TenantDomain
+	for _, t := range tenants {
+		for _, d := range t.Domains {
+			domains = append(domains, TenantDomain{d, t.ID})
+		}
+	}
 	return Settings{
+		Tenants:               domains,
 		Domains:               c.Domains,
 		MaxHeaderFields:       c.MaxHeaderFields,
 		ResponseHeaderTimeout: time.Duration(c.ResponseHeaderTimeout),
@@ -96,4 +109,50 @@ func (l Limits) withDefaults() Limits {
 		l.MaxStreams = 100
 	}
 	return l
+}
+
+// tenantOf returns whose domain a host is in, or is itself: the longest domain that fits counts.
+func (s *Settings) tenantOf(host string) string {
+	if i := s.fitting(host); i >= 0 {
+		return s.Tenants[i].Tenant
+	}
+	return ""
+}
+
+// ownDomain returns the domain of a tenant that a host is in, as a list, or nil.
+func (s *Settings) ownDomain(host string) []string {
+	if i := s.fitting(host); i >= 0 {
+		return []string{s.Tenants[i].Domain}
+	}
+	return nil
+}
+
+func (s *Settings) fitting(host string) int {
+	best := -1
+	if len(s.Tenants) == 0 {
+		return best
+	}
+	if name, port, found := strings.Cut(host, ":"); found && !strings.Contains(port, ":") {
+		host = name
+	}
+	host = strings.TrimSuffix(host, ".")
+	for i, t := range s.Tenants {
+		if under(host, t.Domain) && (best < 0 || len(t.Domain) > len(s.Tenants[best].Domain)) {
+			best = i
+		}
+	}
+	if best >= 0 {
+		for _, d := range s.Domains {
+			if under(host, d) && len(d) > len(s.Tenants[best].Domain) {
+				return -1 // a domain of everybody's inside a tenant's
+			}
+		}
+	}
+	return best
+}
+
+// under reports whether host is domain, or ends in it behind a dot.
+func under(host, domain string) bool {
+	i := len(host) - len(domain)
+	return i >= 0 && strings.EqualFold(host[i:], domain) && (i == 0 || host[i-1] == '.')
 }

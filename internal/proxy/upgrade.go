@@ -3,10 +3,12 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"net"
 	"net/http"
 	"strings"
 
+	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/limit"
@@ -35,6 +37,7 @@ func (x *exchange) switchProtocol(s *router.Stream) attempt {
 	if err != nil {
 		_ = s.Reset()
 		x.leave(err)
+		return finished
 	}
 	x.record.status = http.StatusSwitchingProtocols
 	x.responded = true
@@ -70,10 +73,18 @@ func (x *exchange) splice(client, upstream net.Conn) {
 	server.tracker.add()
 	server.metrics.spliced.Inc()
 	limit.Patient(client)
+	ctx, cancel := context.WithCancelCause(server.lifetime())
+	lease := new(auth.Lease)
+	server.leases.Hold(lease, x.identity, cutter{cancel})
 	go func() {
 		defer server.tracker.done()
 		defer server.metrics.spliced.Dec()
-		counts, err := relay.Relay(server.lifetime(), client, upstream, relay.Options{})
+		defer cancel(nil)
+		defer lease.Release()
+		counts, err := relay.Relay(ctx, client, upstream, relay.Options{})
+		if why := context.Cause(ctx); why != nil && server.lifetime().Err() == nil {
+			err = why
+		}
 		rec.received += counts.AToB
 		rec.sent += counts.BToA
 		rec.err = err

@@ -213,6 +213,16 @@ func (n *running) dial(name, token, tenant string) (*agent, error) {
 	return a, nil
 }
 
+// wantSessions waits until there are that many.
+func (n *running) wantSessions(want int) {
+	n.t.Helper()
+	eventually(n.t, fmt.Sprintf("%d sessions", want), func() bool {
+		var overview struct{ Sessions int }
+		n.status("/status", &overview)
+		return overview.Sessions == want
+	})
+}
+
 // serve answers the streams of a session until the end of the test.
 func (n *running) serve(a *tunnel.AgentSession, name string) {
 	var streams sync.WaitGroup
@@ -243,7 +253,8 @@ func serveStream(in *tunnel.Incoming, name string) {
 	serveHTTP(st, name)
 }
 
-// serveHTTP answers requests one after another. The path /slow waits for the body's end before the answer.
+// serveHTTP answers requests one after another. That to /endless is never answered to its end, that to /silent not at
+// all.
 func serveHTTP(c net.Conn, name string) {
 	r := bufio.NewReader(c)
 	for {
@@ -253,6 +264,13 @@ func serveHTTP(c net.Conn, name string) {
 		}
 		if _, err := io.Copy(io.Discard, req.Body); err != nil {
 			return
+		}
+		switch req.URL.Path {
+		case "/endless":
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nbeginning")
+			continue
+		case "/silent":
+			continue
 		}
 		if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(name), name); err != nil {
 			return

@@ -78,12 +78,31 @@ func (n *live) verifiers() []*auth.Verifier {
 	return all
 }
 
+// clientGate is the gate of the proxy listener. Without keys of its own that listener is open, to the endpoints that
+// belong to no tenant and to those of the tenant in whose domain a request is. In any case a client may name a tenant,
+// and needs a token under that one's keys then.
+type clientGate struct{ auth.Gate }
+
+// Authenticate returns who sent a request with this header to a domain of the tenant, or to nobody's.
+func (g *clientGate) Authenticate(ctx context.Context, h http.Header, tenant string) (*auth.Identity, error) {
+	named := h[auth.TenantID]
+	switch {
+	case g.Own == nil && len(named) == 0:
+		return nil, nil //nolint:nilnil // a nil identity stands for a listener that asks for no tokens
+	case tenant == "":
+		return g.Gate.Authenticate(ctx, h)
+	case len(named) > 1 || len(named) == 1 && named[0] != tenant:
+		return nil, fmt.Errorf("%w: another one than the domain's is named", auth.ErrUnknownTenant)
+	}
+	return g.AuthenticateAs(ctx, tenant, h)
+}
+
 // liveClients is the gate of the proxy listener under the settings in use.
 type liveClients struct{ s *Server }
 
-// Authenticate returns who sent a request with this header.
-func (l liveClients) Authenticate(ctx context.Context, h http.Header) (*auth.Identity, error) {
-	return l.s.now().clients.Authenticate(ctx, h)
+// Authenticate implements [proxy.Authenticator].
+func (l liveClients) Authenticate(ctx context.Context, h http.Header, tenant string) (*auth.Identity, error) {
+	return l.s.now().clients.Authenticate(ctx, h, tenant)
 }
 
 // proxyTLS is the proxy's TLS under some settings: it asks for the certificates of the moment. Nil: plain.

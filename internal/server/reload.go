@@ -32,7 +32,8 @@ func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Chang
 //	certificates, CAs, keys     hold for handshakes and requests from then on
 //	limits, timeouts, balance   likewise; limits of the proxy's connections for those accepted from then on
 //	address of a listener       the new one is bound before the old one is closed; connections through that live on
-//	tenant removed              its sessions end as those do whose token has expired
+//	key or tenant removed       what its tokens have begun ends as if they had expired
+//	token on a deny list        what it has begun ends at once
 func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 	old := s.now()
 	n, err := s.newLive(next)
@@ -74,7 +75,7 @@ func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 			for _, l := range gone {
 				_ = l.Close() // what came through it is not touched
 			}
-			s.endTenants(n)
+			s.endUseless()
 		},
 	}, nil
 }
@@ -88,7 +89,7 @@ func (s *Server) commit(n *live, moved []listening, open map[string]net.Listener
 	s.live.Store(n)
 	s.router.Apply(routing(c))
 	s.sessions.setLimit(c.Upstream.MaxSessions)
-	s.proxy.Apply(proxy.SettingsOf(c.Proxy))
+	s.proxy.Apply(proxy.SettingsOf(c.Proxy, c.Upstream.Tenants))
 	s.proxy.ApplyToListeners(proxy.LimitsOf(c.Proxy), s.proxyTLS(n))
 	console := s.newConsole(c.Admin)
 	s.console.Store(&console)
@@ -149,17 +150,13 @@ func (s *Server) serveLocked(name string, l net.Listener) {
 	s.group.Go(func() error { return s.serve(life, name, l) })
 }
 
-// endTenants ends the sessions of tenants that are not there any more.
-func (s *Server) endTenants(n *live) {
+// endUseless ends what tokens have begun that are good for nothing under the settings in use.
+func (s *Server) endUseless() {
 	s.mu.Lock()
 	life := s.life
 	s.mu.Unlock()
-	for _, x := range s.sessions.list() {
-		if _, known := n.agents.Tenants[x.tenant]; x.tenant != "" && !known && !x.expired.Swap(true) {
-			s.o.Log.WithFields(x.fields()).Info("session ends: its tenant has been removed")
-			s.sessions.spawn(func() { s.retire(life, x) })
-		}
-	}
+	s.sessions.judge(life, s)
+	s.leases.Sweep()
 }
 
 // routing is what the settings say about the choice of upstreams.

@@ -243,15 +243,12 @@ func TestReloadChangesWhoMayCome(t *testing.T) {
 		tenant.ID, tenant.Auth = "acme", keyed(one)
 		c.Upstream.Tenants = []config.Tenant{tenant}
 	})
+	n.wantSessions(0) // where there are tenants, nobody comes without naming one
 	a, err := n.dial("b", token(t, one, inAnHour()), "acme")
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.listen("f")
 	n.mustReload(t, func(c *config.Pikod) { c.Upstream.Tenants = nil })
-	eventually(t, "the end of the tenant's session", func() bool {
-		var overview struct{ Sessions int }
-		n.status("/status", &overview)
-		return overview.Sessions == 1
-	})
+	n.wantSessions(0)
 }

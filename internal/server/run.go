@@ -40,6 +40,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.router.Run(life) })
 	group.Go(func() error { return s.keeper.Run(life) })
 	group.Go(func() error { return s.sessions.expire(life, s) })
+	group.Go(func() error { return s.leases.Run(life) })
 	group.Go(func() error { return s.summarize(life) })
 	group.Go(func() error { return s.acme.Run(life) })
 	if s.cluster != nil {

@@ -102,6 +102,7 @@ type Server struct {
 	admin    *http.Server
 	console  atomic.Pointer[http.Handler] // of admin
 	sessions *sessions
+	leases   *auth.Leases // of clients
 	refusals *refusalLog
 	cluster  *membership // nil for a node that is alone
 	alone    *membership // of such a node, for a handover; see others
@@ -147,6 +148,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), refusals: newRefusalLog(o.Log),
 	}
 	s.sessions = newSessions(c.Upstream.MaxSessions)
+	s.leases = auth.NewLeases(func(id *auth.Identity) error { return s.now().clients.Judge(id) })
 	s.metrics = newMetrics(s)
 	options := router.Options{Registerer: s.registry, Settings: routing(&c)}
 	if len(c.Consul.Address) > 0 {
@@ -171,7 +173,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s.live.Store(first)
 	s.proxy, err = proxy.New(proxy.Options{
-		Settings: proxy.SettingsOf(c.Proxy), Limits: proxy.LimitsOf(c.Proxy), Router: s.router, Auth: liveClients{s},
+		Settings: proxy.SettingsOf(c.Proxy, c.Upstream.Tenants), Limits: proxy.LimitsOf(c.Proxy), Router: s.router, Auth: liveClients{s}, Leases: s.leases,
 		TLS: s.proxyTLS(first), Log: o.Log, ErrorLog: o.ErrorLog, Registerer: s.registry,
 	})
 	if err != nil {
@@ -195,18 +197,6 @@ func (s *Server) newConsole(c config.Admin) http.Handler {
 		Config: c, Gatherer: s.registry, Ready: s.Ready, Status: s.statusFuncs(), Guard: s.adminGuard(),
 		Reload: s.o.Reload, Log: s.o.Log,
 	})
-}
-
-// clientGate is the gate of the proxy listener. Without keys of its own that listener is open, but only to the
-// endpoints that belong to no tenant: those of a tenant take a token under the tenant's keys.
-type clientGate struct{ auth.Gate }
-
-// Authenticate returns who sent a request with this header.
-func (g *clientGate) Authenticate(ctx context.Context, h http.Header) (*auth.Identity, error) {
-	if g.Own == nil && len(h[auth.TenantID]) == 0 {
-		return nil, nil //nolint:nilnil // a nil identity stands for a listener that asks for no tokens
-	}
-	return g.Gate.Authenticate(ctx, h)
 }
 
 // ID is the name of the node.

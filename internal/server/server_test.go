@@ -283,7 +283,7 @@ func TestSettingsThatCanNotBeServed(t *testing.T) {
 		"operators' key": {func(c *config.Pikod) { c.Admin.Auth.RSAPublicKey = "no key" }, "admin.auth"},
 		"tenant's key": {func(c *config.Pikod) {
 			c.Upstream.Tenants = []config.Tenant{{ID: "t1", Auth: config.Auth{RSAPublicKey: "no key"}}}
-		}, "t1"},
+		}, "upstream.tenants[0].auth.rsa_public_key: want an RSA public key"},
 		"certificate": {func(c *config.Pikod) { c.Upstream.TLS.Cert, c.Upstream.TLS.Key = "/nowhere", "/nowhere" }, "upstream.tls"},
 	} {
 		t.Run(name, func(t *testing.T) {

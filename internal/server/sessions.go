@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,14 +11,15 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 const (
 	drainTold   = time.Second // for the agents to take the news
-	expirySweep = 2 * time.Second
-	expiryGrace = 10 * time.Second // clocks differ: the same that the verifiers grant
+	expirySweep = time.Second
 	expiryDrain = 30 * time.Second // for the streams of a session whose token has expired
+	revokeDrain = time.Second      // for those of one whose token has been revoked: just enough to be told
 )
 
 // sessions is the set of all sessions of the node. Its lock is the only one held while the set changes; nothing that
@@ -175,8 +177,7 @@ func (ss *sessions) shutdown(ctx context.Context) int {
 	return int(cut.Load())
 }
 
-// expire ends sessions whose token has expired, where the settings ask for that. One sweep for all is cheaper than a
-// timer for each.
+// expire ends sessions whose token is good for nothing any more. One sweep for all is cheaper than a timer for each.
 func (ss *sessions) expire(ctx context.Context, s *Server) error {
 	tick := time.NewTicker(expirySweep)
 	defer tick.Stop()
@@ -185,36 +186,35 @@ func (ss *sessions) expire(ctx context.Context, s *Server) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		}
-		for _, x := range ss.list() {
-			id := x.identity.Load()
-			if id == nil || time.Since(id.Expires) < expiryGrace || !s.endsOnExpiry(x.tenant) || x.expired.Swap(true) {
-				continue
-			}
-			s.o.Log.WithFields(x.fields()).Info("session ends: its token has expired")
-			ss.spawn(func() { s.retire(ctx, x) })
+			ss.judge(ctx, s)
 		}
 	}
 }
 
-// endsOnExpiry reports whether sessions of a tenant end with their token.
-func (s *Server) endsOnExpiry(tenant string) bool {
-	c := &s.now().config.Upstream
-	for _, t := range c.Tenants {
-		if t.ID == tenant {
-			return t.Auth.DisconnectOnExpiry
+// judge begins the end of sessions whose token is good for nothing any more.
+func (ss *sessions) judge(ctx context.Context, s *Server) {
+	agents := &s.now().agents
+	for _, x := range ss.list() {
+		why := agents.Judge(x.identity.Load())
+		if why == nil || x.expired.Swap(true) {
+			continue
 		}
+		s.o.Log.WithFields(x.fields()).WithError(why).Info("session ends: it would not be accepted any more")
+		grace := expiryDrain
+		if errors.Is(why, auth.ErrRevoked) {
+			grace = revokeDrain
+		}
+		ss.spawn(func() { s.retire(ctx, x, why.Error(), grace) })
 	}
-	return c.Auth.DisconnectOnExpiry
 }
 
 // retire takes a session out of use, gives its streams some time, and ends it.
-func (s *Server) retire(ctx context.Context, x *session) {
+func (s *Server) retire(ctx context.Context, x *session, why string, grace time.Duration) {
 	s.router.RemoveSession(x.route)
-	ctx, cancel := context.WithTimeout(ctx, expiryDrain)
+	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	// One that can't be told has ended, and streams that are cut off had a token that is good for nothing any more.
-	_ = x.tunnel.Drain("token expired", time.Now().Add(expiryDrain))
+	_ = x.tunnel.Drain(why, time.Now().Add(grace))
 	_ = x.tunnel.Shutdown(ctx)
 }
 
