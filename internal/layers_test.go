@@ -40,7 +40,7 @@ var layers = map[string]room{
 	"internal/admin":               {2, []string{"internal/config"}},
 	"internal/auth":                {2, []string{"internal/config", "internal/endpoint"}},
 	"internal/daemon/daemontest":   {2, []string{"internal/config"}},
-	"internal/cluster":             {2, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel"}},
+	"internal/cluster":             {2, []string{"internal/backoff", "internal/endpoint", "internal/guard", "internal/relay", "internal/tunnel"}},
 	"internal/config/reference":    {2, []string{"internal/config"}},
 	"internal/tlsconf":             {2, []string{"internal/config"}},
 	"internal/pikotest/fakenode":   {2, []string{"internal/relay", "internal/tunnel", "internal/websocket"}},

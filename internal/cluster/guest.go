@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -29,6 +30,11 @@ type guest struct {
 	broken          atomic.Pointer[error]
 
 	parts assembly // used by the control goroutine of the session only
+}
+
+// malformed answers a request that the guard has refused.
+func malformed(w http.ResponseWriter, _ *http.Request, _ guard.Refusal) {
+	http.Error(w, "malformed request", http.StatusBadRequest)
 }
 
 // welcome answers the request of a node for a session, and serves the session to its end. TLS has proven that the node

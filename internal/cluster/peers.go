@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
+	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -31,6 +32,8 @@ const (
 	redialMax        = time.Second
 	peerStreams      = 15 << 10
 	unaccepted       = 4 << 10
+
+	headerBytes = 8 << 10
 
 	headerCluster = "X-Piko-Cluster"
 	stranger      = "?" // the id of a node that only asks; no node has it
@@ -110,10 +113,11 @@ func NewPeers(o Options) (*Peers, error) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	p.server = &http.Server{
-		Handler:           http.HandlerFunc(p.welcome),
+		Handler:           guard.Handler(http.HandlerFunc(p.welcome), malformed),
 		ReadHeaderTimeout: handshakeTimeout,
 		IdleTimeout:       handshakeTimeout,
-		MaxHeaderBytes:    8 << 10,
+		MaxHeaderBytes:    headerBytes,
+		ConnContext:       guard.With,
 		Protocols:         protocols,
 		ErrorLog:          o.ErrorLog,
 	}
@@ -143,7 +147,10 @@ func identity(n Node) string { return n.ID + "/" + n.Incarnation }
 
 // Serve answers the other nodes until Shutdown or the end of Run. It returns [http.ErrServerClosed] then.
 func (p *Peers) Serve(l net.Listener) error {
-	return p.server.Serve(tls.NewListener(l, p.o.Server))
+	return p.server.Serve(guard.NewListener(l, guard.Options{
+		TLS: p.o.Server, Limits: func() guard.Limits { return guard.Limits{Bytes: headerBytes, Fields: 50, Target: 256} },
+		HeaderTimeout: handshakeTimeout, HandshakeTimeout: handshakeTimeout, ErrorLog: p.o.ErrorLog,
+	}))
 }
 
 // Run connects to the nodes of the table, as they come and go, until ctx ends. It then ends all sessions at once and

@@ -26,6 +26,7 @@ import (
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/tlsconf"
 )
 
@@ -49,6 +50,7 @@ type Console struct {
 	show     admin.Options
 	o        Options
 	refusals *rate.Limiter // lines of the log about operators who were refused
+	gate     *limit.Gate
 	server   *http.Server
 	face     atomic.Pointer[face]
 	work     sync.WaitGroup // goroutines of Run
@@ -78,10 +80,18 @@ func New(c config.Admin, show admin.Options, o Options) (*Console, error) {
 		return nil, err
 	}
 	x.face.Store(f)
+	x.gate = limit.NewGate(limit.Admin, gateSettings(c), limit.NewReporter(o.Log, nil), nil)
 	x.server = admin.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x.face.Load().handler.ServeHTTP(w, r)
 	}), o.ErrorLog)
 	return x, nil
+}
+
+func gateSettings(c config.Admin) limit.GateSettings {
+	return limit.GateSettings{
+		Access:      limit.Access{Allow: limit.Networks(c.Allow), Deny: limit.Networks(c.Deny)},
+		Connections: c.MaxConnections,
+	}
 }
 
 func (x *Console) newFace(c config.Admin) (*face, error) {
@@ -169,7 +179,7 @@ func (x *Console) open(c config.Admin, explicit bool) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the admin listener: %w", err)
 	}
-	return tlsconf.Listener(ln, func() *tls.Config { return x.face.Load().tls }), nil
+	return tlsconf.Listener(x.gate.Listen(ln), func() *tls.Config { return x.face.Load().tls }), nil
 }
 
 // Addr returns the address of the socket after Listen; nil when there is none.
@@ -211,6 +221,7 @@ func (x *Console) Prepare(c config.Admin, explicit bool) (commit, retire func(),
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		x.face.Store(next)
+		x.gate.Apply(gateSettings(c))
 		if moves {
 			gone, x.ln = x.ln, ln
 		}

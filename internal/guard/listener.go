@@ -18,7 +18,9 @@ const (
 
 // Options are what a [Listener] needs. Limits must be there.
 type Options struct {
-	TLS           *tls.Config   // nil: plain HTTP/1.1, or HTTP/2 with prior knowledge
+	TLS *tls.Config // nil: plain HTTP/1.1, or HTTP/2 with prior knowledge
+	// Current returns what takes the place of TLS for a connection that has just been accepted; nil: TLS always holds.
+	Current       func() *tls.Config
 	Limits        func() Limits // asked at the start of each head; must not block
 	HeaderTimeout time.Duration // from the first byte of a head to its last; 0: none
 	ErrorLog      *log.Logger   // for TLS handshakes that fail; nil: the default one
@@ -69,7 +71,7 @@ func (l *Listener) Retire() {
 // Accept waits for a connection, and over TLS for the end of its handshake. No connection waits for the handshake of
 // another.
 func (l *Listener) Accept() (net.Conn, error) {
-	if l.o.TLS == nil {
+	if l.o.TLS == nil && l.o.Current == nil {
 		conn, err := l.Listener.Accept()
 		if err != nil {
 			l.awaitClose()
@@ -106,11 +108,27 @@ func (l *Listener) accept() {
 			if !l.deliver(result{err: err}) || errors.Is(err, net.ErrClosed) {
 				return
 			}
-		case l.begin(conn):
-			l.wait.Go(func() { l.secure(conn) })
 		default:
-			_ = conn.Close()
+			l.take(conn)
 		}
+	}
+}
+
+// take goes on with a connection that was accepted.
+func (l *Listener) take(raw net.Conn) {
+	conf := l.o.TLS
+	if l.o.Current != nil {
+		conf = l.o.Current()
+	}
+	switch {
+	case conf == nil:
+		if !l.deliver(result{conn: &Conn{Conn: raw, listener: l, mayPreface: true}}) {
+			_ = raw.Close()
+		}
+	case l.begin(raw):
+		l.wait.Go(func() { l.secure(raw, conf) })
+	default:
+		_ = raw.Close()
 	}
 }
 
@@ -135,8 +153,8 @@ func (l *Listener) begin(conn net.Conn) bool {
 }
 
 // secure makes the handshake.
-func (l *Listener) secure(raw net.Conn) {
-	conn := tls.Server(raw, l.o.TLS)
+func (l *Listener) secure(raw net.Conn, conf *tls.Config) {
+	conn := tls.Server(raw, conf)
 	err := raw.SetDeadline(time.Now().Add(cmp.Or(l.o.HandshakeTimeout, handshakeTimeout)))
 	if err == nil {
 		err = conn.Handshake()

@@ -32,7 +32,7 @@ func (x *exchange) serveRefused() bool {
 	}
 	x.record.method, x.record.path = "", "" // the client's were not understood
 	x.w.Header().Set("Connection", "close")
-	x.refuse(refusedFault(r), r)
+	x.refuse(RefusedFault(r), r)
 	x.closeWrite()
 	// net/http has begun to wait for the client to leave, by reading what it still sends, as the request seems to have
 	// no body.
@@ -45,7 +45,8 @@ func (x *exchange) serveRefused() bool {
 	return true
 }
 
-func refusedFault(r guard.Refusal) fault.Fault {
+// RefusedFault returns how a request is answered that the guard has refused.
+func RefusedFault(r guard.Refusal) fault.Fault {
 	switch r.Kind() {
 	case guard.Malformed:
 		return fault.MalformedRequest

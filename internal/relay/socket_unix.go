@@ -25,6 +25,9 @@ type socketSource struct {
 func newSocketSource(conn net.Conn) source {
 	var raw syscall.RawConn
 	var err error
+	if c, ok := conn.(interface{ Bare() net.Conn }); ok { // only keeps account
+		conn = c.Bare()
+	}
 	switch socket := conn.(type) {
 	case *net.TCPConn:
 		raw, err = socket.SyscallConn()
