@@ -22,7 +22,8 @@ import (
 // upstream is one on the wires.
 type rig struct {
 	*cluster
-	t       testing.TB
+	t       testing.TB // of the moment: what starts under it ends with it
+	life    testing.TB // of the rig
 	wires   *wires
 	homes   []*host // of the nodes
 	servers []*consultest.Consul
@@ -41,7 +42,7 @@ type rigOptions struct {
 // startRig runs everything and waits until the nodes know each other.
 func startRig(t testing.TB, o rigOptions) *rig {
 	t.Helper()
-	r := &rig{cluster: &cluster{}, t: t, wires: newWires(t)}
+	r := &rig{cluster: &cluster{}, t: t, life: t, wires: newWires(t)}
 	r.field, r.street = r.wires.host("field"), r.wires.host("street")
 	for i := range 3 {
 		r.homes = append(r.homes, r.wires.host(fmt.Sprint("n", i+1)))
@@ -71,6 +72,21 @@ func startRig(t testing.TB, o rigOptions) *rig {
 	return r
 }
 
+// row runs a subtest, which leaves the cluster whole.
+func (r *rig) row(name string, f func(t *testing.T)) {
+	t, ok := r.life.(*testing.T)
+	if !ok {
+		r.life.Fatal("rows are for tests")
+	}
+	t.Run(name, func(t *testing.T) {
+		r.t, r.wires.t = t, t
+		t.Cleanup(func() { r.wires.heal(); r.t, r.wires.t = r.life, r.life })
+		f(t)
+		r.wires.heal()
+		r.whole(2 * settle)
+	})
+}
+
 // membership is the part of pikod.toml that makes a node with this name one of the cluster.
 func (r *rig) membership(id string) string {
 	var consuls []string
@@ -85,8 +101,8 @@ func (r *rig) membership(id string) string {
 func (r *rig) node(h *host, top, more string) *node {
 	r.t.Helper()
 	n := &node{upstream: h.addr + ":8001"}
-	n.proxy, n.admin = r.street.door(r.t, h.addr+":8000"), h.door(r.t, "127.0.0.1:8002")
-	n.file = writeFile(r.t, "pikod.toml", fmt.Sprintf("%s\n[proxy]\nlisten = %q\naccess_log = false\n"+
+	n.proxy, n.admin = r.street.door(r.life, h.addr+":8000"), h.door(r.life, "127.0.0.1:8002")
+	n.file = writeFile(r.life, "pikod.toml", fmt.Sprintf("%s\n[proxy]\nlisten = %q\naccess_log = false\n"+
 		"[upstream]\nlisten = %q\nallow_unauthenticated = true\n%s\n", top, h.addr+":8000", n.upstream, more))
 	return n
 }
@@ -100,7 +116,7 @@ func (r *rig) run(i int) {
 
 func (r *rig) launch(i int) {
 	r.t.Helper()
-	r.nodes[i].process = r.homes[i].start(r.t, "pikod", "--config", r.nodes[i].file)
+	r.nodes[i].process = r.homes[i].start(r.life, "pikod", "--config", r.nodes[i].file)
 }
 
 // agent connects an agent to some nodes, one session to each, and waits until it offers the endpoint there. The service
