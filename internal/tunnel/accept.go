@@ -7,18 +7,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"github.com/pikoproxy/piko/internal/websocket"
-)
-
-const (
-	// nodeBacklog is that of the opening end, where nobody but the agent's control stream waits to be accepted. It bounds
-	// the streams of yamux that are not acknowledged too, so it must not be less than our own bound.
-	nodeBacklog = maxUnacknowledged
-
-	// agentBacklog is more than any node opens before it is answered.
-	agentBacklog = 512
 )
 
 // preset fills in what is zero.
@@ -31,7 +20,7 @@ func (o NodeOptions) preset() NodeOptions {
 	return o
 }
 
-func (o NodeOptions) sizes() sizes { return sizes{nodeBacklog, o.CloseWait, o.WriteTimeout} }
+func (o NodeOptions) limits() limits { return limits{o.CloseWait, o.WriteTimeout} }
 
 // AcceptClassic answers the handshake of a classic agent, which must have been authenticated, and returns its session. It
 // takes a round trip, at most a second. When it returns an error before the upgrade it has answered the request.
@@ -44,14 +33,10 @@ func AcceptClassic(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sess
 	}
 	tune(ws, true)
 	s := &Session{o: o, classic: true}
-	l := newLink(ws, role{}, o.OnAbuse)
-	err = l.measure(min(measureTimeout, o.HandshakeTimeout))
-	if err == nil {
-		err = s.start(l, o.sizes())
-	}
-	if err != nil {
-		l.fail(err)
-		_ = l.Close() // always nil
+	s.start(newLink(ws, role{}, o.limits(), o.OnAbuse))
+	if err := s.l.measure(min(measureTimeout, o.HandshakeTimeout)); err != nil {
+		s.l.fail(err)
+		s.Wait()
 		return nil, fmt.Errorf("accept classic agent %s: %w", r.RemoteAddr, err)
 	}
 	s.follow()
@@ -66,7 +51,7 @@ func AcceptNative(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sessi
 	s := &Session{o: o}
 	reply := welcome{Version, o.NodeID, o.Zone, Limits{o.MaxStreams, o.MaxEndpoints}}
 	err := s.accept(w, r, &s.hello, reply, acceptance{
-		role: role{native: true}, sizes: o.sizes(), handshake: o.HandshakeTimeout, onAbuse: o.OnAbuse,
+		role: role{native: true}, limits: o.limits(), handshake: o.HandshakeTimeout, onAbuse: o.OnAbuse,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("accept agent %s: %w", r.RemoteAddr, err)
@@ -79,9 +64,10 @@ func AcceptNative(w http.ResponseWriter, r *http.Request, o NodeOptions) (*Sessi
 // acceptance is what the accepted sessions differ in.
 type acceptance struct {
 	role
-	sizes
+	limits
 	handshake time.Duration
 	onAbuse   func(string)
+	arrived   func(*Stream) // takes the streams besides the control stream; nil: there are none
 }
 
 // accept answers a native handshake, up to the hellos.
@@ -94,59 +80,49 @@ func (m *mux) accept(w http.ResponseWriter, r *http.Request, hello *Hello, reply
 		return err
 	}
 	tune(ws, false)
-	l := newLink(ws, a.role, a.onAbuse)
+	l := newLink(ws, a.role, a.limits, a.onAbuse)
+	control := make(chan *Stream, 1)
+	l.arrived = func(st *Stream) {
+		if st.id == controlStream {
+			control <- st // never blocks: there is one in the life of a session
+			return
+		}
+		a.arrived(st)
+	}
+	m.start(l)
+	ctx, stop := context.WithTimeoutCause(r.Context(), a.handshake, errNoHello)
+	defer stop()
 	err = l.measure(min(measureTimeout, a.handshake))
 	if err == nil {
-		err = m.start(l, a.sizes)
+		err = m.greeted(ctx, control, hello, reply)
 	}
 	if err != nil {
 		l.fail(err)
-		_ = l.Close() // always nil
-		return err
-	}
-	ctx, stop := context.WithTimeoutCause(r.Context(), a.handshake, errNoHello)
-	defer stop()
-	if err := m.greeted(ctx, hello, reply); err != nil {
-		m.l.fail(err)
 		m.Wait()
-		return err
 	}
-	return nil
+	return err
 }
 
 var errNoHello = errors.New("no hello in time")
 
 // greeted waits for the control stream and the hello on it, and answers.
-func (m *mux) greeted(ctx context.Context, hello *Hello, reply welcome) error {
-	ys, err := m.ys.AcceptStreamWithContext(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+func (m *mux) greeted(ctx context.Context, control <-chan *Stream, hello *Hello, reply welcome) (err error) {
+	select {
+	case m.ctl.st = <-control:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-m.l.done:
 		return m.l.reason()
 	}
 	deadline, _ := ctx.Deadline()
-	if err := m.takeControl(ys, deadline); err != nil {
+	if err := m.ctl.st.SetReadDeadline(deadline); err != nil {
 		return err
 	}
 	*hello, err = expect[Hello](m)
 	if err != nil {
 		return err
 	}
-	if err := m.send("hello", reply); err != nil {
-		return err
-	}
-	return m.ctl.st.SetReadDeadline(time.Time{})
-}
-
-// takeControl makes a stream the control stream, whose first message is to come before deadline.
-func (m *mux) takeControl(ys *yamux.Stream, deadline time.Time) error {
-	st := m.stream(ys)
-	if st.f.id != controlStream {
-		return fmt.Errorf("%w: stream %d where the control stream was expected", ErrProtocol, st.f.id)
-	}
-	m.ctl.st = st
-	return st.SetReadDeadline(deadline)
+	return m.send("hello", reply)
 }
 
 // expect reads the hello of the other end.

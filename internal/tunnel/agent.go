@@ -146,28 +146,18 @@ func (i *Incoming) Refuse(code, reason string) error {
 // run starts the goroutines of the session.
 func (s *AgentSession) run() error {
 	s.listen(s.handle)
-	if !s.l.spawn(s.take) || !s.l.spawn(s.heartbeat) {
+	if !s.l.spawn(s.heartbeat) {
 		return s.l.reason()
 	}
 	return nil
 }
 
-// take accepts streams from yamux at once, so that none is reset for want of room, and limits them afterwards.
-func (s *AgentSession) take() {
-	for {
-		ys, err := s.ys.AcceptStream()
-		if err != nil {
-			if !s.ys.IsClosed() {
-				s.l.fail(err) // only a write took too long, but nobody would accept streams from now on
-			}
-			return
-		}
-		st := s.stream(ys)
-		if int(s.waiting.Add(1)) > s.o.MaxUnaccepted || s.l.streams() > maxAgentStreams ||
-			!s.l.spawn(func() { s.receive(st) }) {
-			s.waiting.Add(-1)
-			_ = st.Reset() // always nil
-		}
+// arrived takes a stream from the link, which accepts all so that none is reset for want of room, and limits them afterwards.
+func (s *AgentSession) arrived(st *Stream) {
+	if int(s.waiting.Add(1)) > s.o.MaxUnaccepted || s.l.number() > maxAgentStreams ||
+		!s.l.spawn(func() { s.receive(st) }) {
+		s.waiting.Add(-1)
+		_ = st.Reset() // always nil
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"reflect"
 	"runtime"
 	"testing"
 	"time"
@@ -121,7 +120,7 @@ func TestY2Y3AgentOpensAStream(t *testing.T) {
 		a := n.dial(t, DialOptions{})
 		p := &badPeer{nil, n, n.session(t), 0}
 		a.l.syn <- struct{}{}
-		a.ys.OpenStream() // fails when the node is quick
+		a.l.begin(patience{ctx: t.Context()}, nil) // fails when the node is quick
 		p.wantAbuse(t, AbuseStream)
 	})
 	t.Run("peer, from the accepting end", func(t *testing.T) {
@@ -134,7 +133,7 @@ func TestY2Y3AgentOpensAStream(t *testing.T) {
 		}
 		a := receive(t, n.peers, "peer session")
 		a.l.syn <- struct{}{}
-		a.ys.OpenStream()
+		a.l.begin(patience{ctx: t.Context()}, nil)
 		if got := receive(t, abuses, "abuse"); got != AbuseStream {
 			t.Errorf("abuse %s", got)
 		}
@@ -159,7 +158,7 @@ func TestY4DataAfterCloseIsNotKept(t *testing.T) {
 		t.Error("streams that the agent has not closed are not counted")
 	}
 	go io.Copy(io.Discard, p)
-	eventually(t, "streams reset", func() bool { return p.s.Streams() == 0 && p.s.ys.NumStreams() == 0 })
+	eventually(t, "streams reset", func() bool { return p.s.Streams() == 0 })
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 2<<20 {
@@ -197,7 +196,7 @@ func TestY5StreamsThatAreNeverAcknowledged(t *testing.T) {
 			wantError(t, receive(t, failed, "end of Open"), ErrOpenTimeout)
 		}
 	}
-	eventually(t, "streams forgotten", func() bool { return p.s.Streams() == 0 && p.s.ys.NumStreams() == 0 })
+	eventually(t, "streams forgotten", func() bool { return p.s.Streams() == 0 })
 	if err := p.s.Err(); err != nil {
 		t.Fatalf("session ended: %v", err)
 	}
@@ -215,14 +214,10 @@ func TestY5StreamsThatAreNeverAcknowledged(t *testing.T) {
 	nothingInFlight(t, p.s)
 }
 
-// nothingInFlight checks, when no stream is left, that yamux takes none for not acknowledged: that it does not tidy up by
-// itself.
+// nothingInFlight checks, when no stream is left, that none is taken for not acknowledged.
 func nothingInFlight(t *testing.T, s *Session) {
 	t.Helper()
-	eventually(t, "streams forgotten", func() bool { return len(s.l.syn) == 0 && s.ys.NumStreams() == 0 })
-	if n := reflect.ValueOf(s.ys).Elem().FieldByName("inflight").Len(); n != 0 {
-		t.Errorf("yamux takes %d streams for not acknowledged", n)
-	}
+	eventually(t, "streams forgotten", func() bool { return len(s.l.syn) == 0 && s.Streams() == 0 })
 }
 
 func TestY5OpenEndsWithItsContext(t *testing.T) {
@@ -507,11 +502,12 @@ func TestStreamWithoutHeaderIsReset(t *testing.T) {
 	a.l.mu.Lock()
 	a.patience = 20 * time.Millisecond
 	a.l.mu.Unlock()
-	ys, err := s.ys.OpenStream()
+	s.l.syn <- struct{}{}
+	st, err := s.l.begin(patience{ctx: t.Context()}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.stream(ys).Read(make([]byte, 1))
+	_, err = st.Read(make([]byte, 1))
 	wantError(t, err, ErrReset)
 	eventually(t, "stream no longer waits", func() bool { return a.waiting.Load() == 0 })
 }

@@ -2,7 +2,7 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -10,45 +10,57 @@ import (
 )
 
 const (
-	// maxFrame bounds the data frames of our streams, so that no stream holds up the others for long, and that yamux,
-	// which keeps a buffer of the largest frame it ever wrote, keeps little.
+	// maxFrame bounds the data frames of our streams, so that no stream holds up the others for long.
 	maxFrame = 32 << 10
 
-	// maxBatch bounds what waits for the socket. With the resets of all streams and the urgent frames it stays below the
+	// maxBatch bounds what waits for the socket. With the ends of all streams and the urgent frames it stays below the
 	// message limit of 256 KiB.
-	maxBatch = 240 << 10
+	maxBatch = 224 << 10
+
+	// maxHere is the longest write whose caller sends it itself. A longer one goes on filling the batch meanwhile.
+	maxHere = 16 << 10
 
 	urgentRoom = 8 * frameSize
 	batchFront = websocket.HeaderRoom + urgentRoom
 	smallBatch = 16 << 10
-	largeBatch = batchFront + maxBatch + 8<<10
+	largeBatch = batchFront + 256<<10 - urgentRoom
 
 	flusherIdle = time.Second
 )
 
-var errFinished = errors.New("write after the end")
+var (
+	errUnread = errors.New("peer takes nothing and asks for more")
+	errStuck  = errors.New("frames waited too long for the socket")
+)
 
-// writer is what a link has to send.
+// writer is what a link has to send. Whenever something waits, somebody sends: one at a time.
 //
-//	          append                     empty for 1-2 s, or closed
-//	(none) ------------> flushing <---+ ----------------------------> (none)
-//	                       | empty    | append
-//	                       +-> parked-+
+//	         write, nobody sends             more has come meanwhile
+//	(nobody) -------------------> the writer ------------------------> the flusher
+//	    |                            |                                    |    |
+//	    | other frame                | done                          done |    | empty for 1-2 s
+//	    +----> the flusher           +------------> (nobody) <------------+    +--> ends
+//
+// Who has just written a small frame sends it himself, after everybody else who is about to write has had his turn: that joins
+// frames without a timer, and spares a lonely one the way to another goroutine. The flusher takes over when that is not enough.
 type writer struct {
-	batch    *batch
-	spare    *batch
-	urgent   [urgentRoom]byte
-	nurgent  int
-	head     [frameSize]byte // of a data frame whose body comes with the next Write
-	wantBody int
-	running  bool // there is a flusher
-	parked   bool
-	retire   bool
-	muted    bool // after our Close frame: what yamux still says is dropped
-	flushes  uint64
-	seen     uint64 // flushes when the idle timer last fired
-	idle     *time.Timer
-	room     sync.Cond
+	batch   *batch
+	urgent  [urgentRoom]byte
+	nurgent int
+	owing   []*Stream // whom there was no room to credit
+	sending bool      // somebody sends
+	running bool      // there is a flusher
+	parked  bool      // it waits for wake
+	handed  bool      // it is to send on
+	retire  bool
+	muted   bool // after our Close frame: what is still written is dropped
+	flushes uint64
+	seen    uint64        // flushes when the idle timer last fired
+	wake    chan struct{} // to the flusher, when it is parked
+	idle    *time.Timer
+	room    chan struct{} // closed when there may be room, or the session ends; nil: nobody waits
+	stuck   *time.Timer   // ends the session when nothing is flushed
+	stalls  uint64        // flushes when stuck was set
 }
 
 // batch holds frames to be sent as one message, behind room for the message's header and for urgent frames.
@@ -70,112 +82,210 @@ func (b *batch) recycle() {
 	}
 }
 
-// Write takes frames from yamux, which writes a header and then, for data, the body. It returns when they are in the batch,
-// so what it takes may never be sent: the session then ends. Only one goroutine calls it. It keeps no reference to p.
-func (l *link) Write(p []byte) (int, error) {
+// fullLocked reports whether a frame with a body of n bytes has to wait. The caller holds mu.
+func (l *link) fullLocked(n int) bool {
+	return l.batch != nil && len(l.batch.b)-batchFront+frameSize+n > maxBatch && !l.muted && !l.closed && !l.broken
+}
+
+// awaitRoomLocked returns what is closed when there may be room. The caller holds mu.
+func (l *link) awaitRoomLocked() <-chan struct{} {
+	if l.room == nil {
+		l.room = make(chan struct{})
+		if l.stalls = l.flushes; l.stuck == nil {
+			l.stuck = time.AfterFunc(l.writeTimeout, l.checkStuck)
+		}
+	}
+	return l.room
+}
+
+// roomLocked wakes those who wait for room, or for nobody to send. The caller holds mu.
+func (l *link) roomLocked() {
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
+}
+
+// checkStuck ends the session when somebody has waited for room since the last check and nothing was flushed.
+func (l *link) checkStuck() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.wantBody == 0 {
-		if len(p) != frameSize {
-			return 0, fmt.Errorf("write of %d bytes, want a frame header", len(p))
-		}
-		if h := frame(p); h.kind() == kindData && h.length() > 0 {
-			copy(l.head[:], p)
-			l.wantBody = int(h.length())
-			return len(p), nil
-		}
-		return len(p), l.frameLocked(p, nil)
+	stuck := l.room != nil && l.flushes == l.stalls
+	if l.stuck = nil; l.room != nil && !stuck && !l.closed && !l.broken {
+		l.stalls = l.flushes
+		l.stuck = time.AfterFunc(l.writeTimeout, l.checkStuck)
 	}
-	if len(p) != l.wantBody {
-		return 0, fmt.Errorf("write of %d bytes, want a body of %d", len(p), l.wantBody)
-	}
-	l.wantBody = 0
-	return len(p), l.frameLocked(l.head[:], p)
-}
-
-// frameLocked queues a frame of yamux once there is room. The caller holds mu, which is released while waiting.
-func (l *link) frameLocked(h frame, body []byte) error {
-	need := len(h) + len(body)
-	for !l.closed && !l.broken && !l.muted && l.batch != nil && len(l.batch.b)-batchFront+need > maxBatch {
-		l.room.Wait()
-	}
-	if l.muted {
-		return nil
-	}
-	if l.closed || l.broken {
-		return errFinished
-	}
-	if !l.outboundLocked(h) {
-		return nil
-	}
-	// A plain window update never depends on a frame before it, since the peer knows the stream: it has sent data on it.
-	if h.kind() == kindWindow && h.flags() == 0 {
-		l.urgentLocked(h, true)
-		return nil
-	}
-	l.appendLocked(h, body)
-	return nil
-}
-
-// urgentLocked queues a frame to be sent first. When there is no room for it, it goes with the others, or, if it need not be
-// sent and the batch is full, nowhere. The caller holds mu.
-func (l *link) urgentLocked(h frame, must bool) {
-	switch {
-	case l.muted:
-	case l.nurgent+len(h) <= urgentRoom:
-		l.nurgent += copy(l.urgent[l.nurgent:], h)
-		l.wakeLocked()
-	case must || l.batch == nil || len(l.batch.b) < maxBatch:
-		l.appendLocked(h, nil)
+	l.mu.Unlock()
+	if stuck {
+		l.fail(errStuck)
 	}
 }
 
-// appendLocked queues a frame. The caller holds mu.
+// queueLocked queues a frame without a body that does not wait for room, and has it sent. The caller holds mu.
+func (l *link) queueLocked(h frame) {
+	l.appendLocked(h, nil)
+	l.kickLocked(false)
+}
+
+// urgentLocked queues a frame to be sent first, or when there is no room for that with the others. The caller holds mu.
+func (l *link) urgentLocked(h frame) {
+	if l.muted || l.closed || l.broken {
+		return
+	}
+	if l.nurgent+len(h) > urgentRoom {
+		l.queueLocked(h)
+		return
+	}
+	l.nurgent += copy(l.urgent[l.nurgent:], h)
+	l.kickLocked(false)
+}
+
+// appendLocked queues a frame, which the caller then has sent by kickLocked. The caller holds mu.
 func (l *link) appendLocked(h frame, body []byte) {
-	if l.muted {
+	if l.muted || l.closed || l.broken {
 		return
 	}
 	need := len(h) + len(body)
 	if l.batch == nil {
-		if l.spare != nil && need <= smallBatch-batchFront {
-			l.batch, l.spare = l.spare, nil
-		} else if need <= smallBatch-batchFront {
+		if need <= smallBatch-batchFront {
 			l.batch = smallBatches.Get().(*batch)
 		} else {
 			l.batch = largeBatches.Get().(*batch)
 		}
 	}
-	if b := l.batch; len(b.b)+need > cap(b.b) && cap(b.b) == smallBatch {
+	if b := l.batch; len(b.b)+need > cap(b.b) {
+		if cap(b.b) == largeBatch { // of those that do not wait there are so many only if the peer wants that
+			l.failLocked(errUnread)
+			l.jobs.Go(func() { _ = l.ws.Reset() }) // an error says only that the socket is closed already
+			return
+		}
 		l.batch = largeBatches.Get().(*batch)
 		l.batch.b = append(l.batch.b, b.b[batchFront:]...)
-		l.keepLocked(b)
+		b.recycle()
 	}
 	l.batch.b = append(append(l.batch.b, h...), body...)
-	l.wakeLocked()
 }
 
-// keepLocked keeps a small batch for the next round, and gives back others. The caller holds mu.
-func (l *link) keepLocked(b *batch) {
-	if l.spare == nil && cap(b.b) == smallBatch && l.running && !l.retire {
-		b.b = b.b[:batchFront]
-		l.spare = b
+// kickLocked makes sure that somebody sends what waits. With here, it may report true: the caller is to call flushHere, when
+// it has released mu. The caller holds mu.
+func (l *link) kickLocked(here bool) bool {
+	if l.sending || l.closed || l.broken || l.batch == nil && l.nurgent == 0 {
+		return false
+	}
+	l.sending = true
+	if here {
+		return true
+	}
+	l.handOverLocked()
+	return false
+}
+
+// handOverLocked has the flusher send on. The caller holds mu, and was the one to send.
+func (l *link) handOverLocked() {
+	if l.running {
+		l.handed = true
+		if l.parked { // else it is about to end, and will see
+			l.parked = false
+			l.wake <- struct{}{} // never blocks: it has room for one, and parked is set once for each receive
+		}
 		return
 	}
-	b.recycle()
+	l.running, l.retire = true, false
+	if l.wake == nil {
+		l.wake = make(chan struct{}, 1)
+	}
+	l.seen = l.flushes
+	l.idle = time.AfterFunc(flusherIdle, l.checkIdle)
+	go l.flush() // Close waits for it
 }
 
-// wakeLocked makes sure that a flusher runs. The caller holds mu.
-func (l *link) wakeLocked() {
-	switch {
-	case l.closed || l.broken:
-	case !l.running:
-		l.running, l.retire = true, false
-		l.idle = time.AfterFunc(flusherIdle, l.checkIdle)
-		go l.flush() // Close waits for it
-	case l.parked:
-		l.parked = false
-		l.wake <- struct{}{} // never blocks: it has room for one, and parked is set once for each receive
+// flushHere sends what waits, in the goroutine that has just written.
+func (l *link) flushHere() {
+	runtime.Gosched()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.sendLocked() {
+		return
 	}
+	if l.batch != nil || l.nurgent > 0 {
+		l.handOverLocked()
+		return
+	}
+	l.sending = false
+	l.roomLocked()
+}
+
+// flush sends batches until there is nothing to send for a while, or the session ends.
+func (l *link) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		for l.batch != nil || l.nurgent > 0 {
+			if !l.sendLocked() {
+				l.endFlusherLocked()
+				return
+			}
+		}
+		l.sending = false
+		if l.closed || l.retire || l.broken {
+			l.endFlusherLocked()
+			return
+		}
+		l.parked = true
+		l.roomLocked()
+		l.mu.Unlock()
+		<-l.wake
+		l.mu.Lock()
+		if !l.handed { // woken to end
+			l.endFlusherLocked()
+			return
+		}
+		l.handed = false
+	}
+}
+
+// sendLocked sends what waits by one write. It reports false when that fails: nobody sends any more then, and the session ends.
+// The caller holds mu, which is released meanwhile.
+func (l *link) sendLocked() bool {
+	b, p := l.takeBatchLocked()
+	l.mu.Unlock()
+	err := l.ws.WriteReserved(p)
+	if err != nil {
+		l.writeFailed(err)
+	}
+	l.mu.Lock()
+	b.recycle()
+	if err == nil {
+		return true
+	}
+	l.sending = false
+	l.dropLocked()
+	l.roomLocked()
+	return false
+}
+
+// takeBatchLocked takes all that waits, ready for the WebSocket. The caller holds mu.
+func (l *link) takeBatchLocked() (*batch, []byte) {
+	b := l.batch
+	if b == nil {
+		b = smallBatches.Get().(*batch)
+	}
+	l.batch = nil
+	copy(b.b[batchFront-l.nurgent:], l.urgent[:l.nurgent])
+	p := b.b[urgentRoom-l.nurgent:]
+	l.nurgent = 0
+	l.flushes++
+	l.payLocked()
+	l.roomLocked()
+	return b, p
+}
+
+// dropLocked gives up what waits. The caller holds mu.
+func (l *link) dropLocked() {
+	if l.batch != nil {
+		l.batch.recycle()
+		l.batch = nil
+	}
+	l.nurgent = 0
 }
 
 // checkIdle ends the flusher when it had nothing to do since the last time. A timer that is armed once a second costs less
@@ -185,61 +295,18 @@ func (l *link) checkIdle() {
 	defer l.mu.Unlock()
 	switch {
 	case !l.running:
-	case l.parked && l.flushes == l.seen:
-		l.retire, l.parked = true, false
-		l.wake <- struct{}{}
+	case l.parked && !l.sending && l.flushes == l.seen:
+		l.endParkedLocked()
 	default:
 		l.seen = l.flushes
 		l.idle.Reset(flusherIdle)
 	}
 }
 
-// flush sends batches until there is nothing to send for a while, or the session ends. It is made runnable by the first
-// frame, and gets to run when yamux's sender has no more: that alone gathers frames, without a timer.
-func (l *link) flush() {
-	l.mu.Lock()
-	for {
-		for l.batch == nil && l.nurgent == 0 {
-			if l.closed || l.retire || l.broken {
-				l.endFlusherLocked()
-				l.mu.Unlock()
-				return
-			}
-			l.parked = true
-			l.mu.Unlock()
-			<-l.wake
-			l.mu.Lock()
-		}
-		b, p := l.takeLocked()
-		l.mu.Unlock()
-		err := l.ws.WriteReserved(p)
-		l.mu.Lock()
-		l.keepLocked(b)
-		if err != nil {
-			l.endFlusherLocked()
-			l.mu.Unlock()
-			l.fail(fmt.Errorf("write: %w", err))
-			return
-		}
-	}
-}
-
-// takeLocked takes all that waits, ready for the WebSocket. The caller holds mu.
-func (l *link) takeLocked() (*batch, []byte) {
-	b := l.batch
-	if b == nil {
-		if b = l.spare; b == nil {
-			b = smallBatches.Get().(*batch)
-		}
-		l.spare = nil
-	}
-	l.batch = nil
-	copy(b.b[batchFront-l.nurgent:], l.urgent[:l.nurgent])
-	p := b.b[urgentRoom-l.nurgent:]
-	l.nurgent = 0
-	l.flushes++
-	l.room.Broadcast()
-	return b, p
+// endParkedLocked wakes a flusher that is parked, to end. The caller holds mu.
+func (l *link) endParkedLocked() {
+	l.retire, l.parked = true, false
+	l.wake <- struct{}{} // never blocks: it has room for one, and parked is set once for each receive
 }
 
 // endFlusherLocked tidies up after the flusher. The caller holds mu.
@@ -247,29 +314,27 @@ func (l *link) endFlusherLocked() {
 	l.running = false
 	l.idle.Stop()
 	l.idle = nil
-	if l.spare != nil {
-		l.spare.recycle()
-		l.spare = nil
-	}
-	if l.batch != nil {
-		l.batch.recycle()
-		l.batch = nil
-	}
-	l.nurgent = 0
-	l.room.Broadcast()
+	l.roomLocked()
 }
 
-// awaitFlusher waits until there is no flusher. The link is closed, broken or muted.
+// awaitFlusher waits until nobody sends and there is no flusher. The link is closed, broken or muted.
 func (l *link) awaitFlusher() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.room.Broadcast() // frees a Write that waits for room
-	for l.running {
+	for l.sending || l.running {
 		l.retire = true
-		if l.parked {
-			l.parked = false
-			l.wake <- struct{}{}
+		if l.parked && !l.sending {
+			l.endParkedLocked()
 		}
-		l.room.Wait()
+		if l.room == nil {
+			l.room = make(chan struct{})
+		}
+		room := l.room
+		l.mu.Unlock()
+		<-room
+		l.mu.Lock()
+	}
+	if l.closed || l.broken {
+		l.dropLocked()
 	}
 }

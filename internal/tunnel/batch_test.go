@@ -11,7 +11,7 @@ func drained(t *testing.T, l *link) []frame {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b, p := l.takeLocked()
+	b, p := l.takeBatchLocked()
 	defer b.recycle()
 	var list []frame
 	for p = p[batchFront-urgentRoom:]; len(p) > 0; {
@@ -25,38 +25,38 @@ func drained(t *testing.T, l *link) []frame {
 	return list
 }
 
-func TestUrgentFramesGoFirstAndWholeFramesOnly(t *testing.T) {
-	l := offline(role{})
-	write := func(h [frameSize]byte, body []byte) {
-		t.Helper()
-		if _, err := l.Write(h[:]); err != nil {
-			t.Fatal(err)
-		}
-		if body != nil {
-			if _, err := l.Write(body); err != nil {
-				t.Fatal(err)
-			}
-		}
+// opened opens a stream of an offline link.
+func opened(t *testing.T, l *link) *Stream {
+	t.Helper()
+	l.syn <- struct{}{}
+	l.mu.Lock()
+	l.opening++
+	l.mu.Unlock()
+	st, err := l.begin(patience{ctx: t.Context()}, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	write(makeFrame(kindWindow, flagSYN, 2, 9), nil)
-	write(makeFrame(kindData, 0, 2, 5), []byte("hello"))
-	write(makeFrame(kindWindow, 0, 2, 100), nil)
+	return st
+}
+
+func TestUrgentFramesGoFirst(t *testing.T) {
+	l := offline(role{})
+	st := opened(t, l)
+	st.Write([]byte("hello"))
+	l.mu.Lock()
+	st.recv -= 200 << 10
+	l.creditLocked(st)
+	l.mu.Unlock()
 	ping := makeFrame(kindPing, flagSYN, 0, 77)
-	if _, abuse := l.give(ping[:]); abuse != nil {
+	if abuse := l.give(ping[:]); abuse != nil {
 		t.Fatal(abuse)
 	}
-	h := makeFrame(kindData, flagFIN, 2, 20<<10) // whose body is not written yet
-	l.Write(h[:])
 	want := []frame{
-		frame(slices.Clone(frames(makeFrame(kindWindow, 0, 2, 100)))), frame(frames(makeFrame(kindPing, flagACK, 0, 77))),
-		frame(frames(makeFrame(kindWindow, flagSYN, 2, 9))), frames(makeFrame(kindData, 0, 2, 5))[:frameSize],
+		frame(frames(makeFrame(kindWindow, 0, 2, 200<<10))), frame(frames(makeFrame(kindPing, flagACK, 0, 77))),
+		frame(frames(makeFrame(kindWindow, flagSYN, 2, 0))), frames(makeFrame(kindData, 0, 2, 5))[:frameSize],
 	}
 	if have := drained(t, l); !slices.EqualFunc(have, want, func(a, b frame) bool { return bytes.Equal(a, b) }) {
 		t.Errorf("sent %v, want %v", have, want)
-	}
-	l.Write(make([]byte, 20<<10))
-	if have := drained(t, l); len(have) != 1 || have[0].length() != 20<<10 {
-		t.Errorf("sent %v", have)
 	}
 }
 
@@ -64,7 +64,7 @@ func TestPongsThatNobodyTakesAreBounded(t *testing.T) {
 	l := offline(role{})
 	for i := range uint32(90) {
 		ping := makeFrame(kindPing, flagSYN, 0, i)
-		if _, abuse := l.give(ping[:]); abuse != nil {
+		if abuse := l.give(ping[:]); abuse != nil {
 			t.Fatal(abuse)
 		}
 	}
@@ -73,29 +73,17 @@ func TestPongsThatNobodyTakesAreBounded(t *testing.T) {
 	}
 }
 
-func TestWriteTakesOnlyWhatYamuxWrites(t *testing.T) {
-	l := offline(role{})
-	if _, err := l.Write(make([]byte, 5)); err == nil {
-		t.Error("half a header was taken")
-	}
-	h := makeFrame(kindData, 0, 2, 5)
-	l.Write(h[:])
-	if _, err := l.Write(make([]byte, 6)); err == nil {
-		t.Error("another body than announced was taken")
-	}
-}
-
 func TestWriteAllocatesNothing(t *testing.T) {
 	l := offline(role{})
-	syn := makeFrame(kindWindow, flagSYN, 2, 0)
-	l.Write(syn[:])
-	h, body := makeFrame(kindData, 0, 2, 500), make([]byte, 500)
+	st := opened(t, l)
+	drained(t, l)
+	body := make([]byte, 500)
 	allocs := testing.AllocsPerRun(1000, func() {
-		l.Write(h[:])
-		l.Write(body)
+		st.send = initialWindow
+		st.Write(body)
 		l.mu.Lock()
-		b, _ := l.takeLocked()
-		l.keepLocked(b)
+		b, _ := l.takeBatchLocked()
+		b.recycle()
 		l.mu.Unlock()
 	})
 	if allocs > 0 {
@@ -103,20 +91,25 @@ func TestWriteAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestGuardAllocatesNothing(t *testing.T) {
+func TestReadAllocatesNothing(t *testing.T) {
 	l := offline(role{})
-	syn := makeFrame(kindWindow, flagSYN, 2, 1<<30)
-	l.Write(syn[:])
+	st := opened(t, l)
 	chunk := frames(makeFrame(kindData, 0, 2, 500), makeFrame(kindWindow, 0, 2, 1))
-	p := make([]byte, len(chunk))
+	p := make([]byte, 500)
 	allocs := testing.AllocsPerRun(1000, func() {
-		copy(p, chunk)
-		l.mu.Lock()
-		n, abuse := l.filterLocked(p)
-		l.mu.Unlock()
-		if n != len(p) || abuse != nil {
-			t.Error(n, abuse)
+		st.send = initialWindow
+		if abuse := l.give(chunk); abuse != nil {
+			t.Error(abuse)
 		}
+		if n, err := st.Read(p); n != len(p) || err != nil {
+			t.Error(n, err)
+		}
+		l.mu.Lock()
+		if l.nurgent > 0 {
+			b, _ := l.takeBatchLocked()
+			b.recycle()
+		}
+		l.mu.Unlock()
 	})
 	if allocs > 0 {
 		t.Errorf("%v allocations for two frames", allocs)
@@ -125,23 +118,16 @@ func TestGuardAllocatesNothing(t *testing.T) {
 
 func TestFramesOfStreamsThatAreGoneAreNotSent(t *testing.T) {
 	l := offline(role{})
-	for _, h := range [][frameSize]byte{
-		makeFrame(kindWindow, flagSYN, 2, 0), makeFrame(kindWindow, flagSYN, 4, 0), makeFrame(kindWindow, flagSYN, 6, 0),
-	} {
-		l.Write(h[:])
-	}
+	streams := []*Stream{opened(t, l), opened(t, l), opened(t, l)}
 	drained(t, l)
 	rst := makeFrame(kindWindow, flagRST, 2, 0)
 	l.give(rst[:])
-	l.reset(l.flow(4))
-	for _, id := range []uint32{2, 4, 6} {
-		h := makeFrame(kindData, 0, id, 3)
-		l.Write(h[:])
-		l.Write([]byte("xyz"))
-		h = makeFrame(kindWindow, 0, id, 9)
-		l.Write(h[:])
+	streams[1].Reset()
+	for _, st := range streams {
+		st.Write([]byte("xyz"))
+		st.CloseWrite()
 	}
-	want := []string{"kind 1 flags 0x0 stream 6 length 9", "kind 1 flags 0x8 stream 4 length 0", "kind 0 flags 0x0 stream 6 length 3"}
+	want := []string{"kind 1 flags 0x8 stream 4 length 0", "kind 0 flags 0x0 stream 6 length 3", "kind 1 flags 0x4 stream 6 length 0"}
 	var have []string
 	for _, h := range drained(t, l) {
 		have = append(have, h.String())
@@ -153,14 +139,43 @@ func TestFramesOfStreamsThatAreGoneAreNotSent(t *testing.T) {
 
 func TestNothingIsSentAfterTheFarewell(t *testing.T) {
 	l := offline(role{native: true})
+	st := opened(t, l)
+	drained(t, l)
 	l.muted = true
-	syn := makeFrame(kindWindow, flagSYN, 2, 0)
-	if _, err := l.Write(syn[:]); err != nil {
-		t.Errorf("yamux is told of %v, and would end the session before the peer does", err)
+	if n, err := st.Write([]byte("xyz")); n != 3 || err != nil {
+		t.Errorf("wrote %d bytes, %v", n, err)
 	}
 	ping := makeFrame(kindPing, flagSYN, 0, 1)
 	l.give(ping[:])
 	if l.batch != nil || l.nurgent != 0 {
 		t.Error("something waits to be sent")
+	}
+}
+
+func TestQueueGivesBackWhatWentIn(t *testing.T) {
+	var q queue
+	var want, have []byte
+	p := make([]byte, 3000)
+	for i := range 500 {
+		part := bytes.Repeat([]byte{byte(i)}, i*i%(40<<10))
+		q.add(part)
+		want = append(want, part...)
+		if i%3 != 0 {
+			n := q.take(p)
+			have = append(have, p[:n]...)
+		}
+		if q.size != len(want)-len(have) {
+			t.Fatalf("size %d, want %d", q.size, len(want)-len(have))
+		}
+	}
+	for q.size > 0 {
+		n := q.take(p)
+		have = append(have, p[:n]...)
+	}
+	if !bytes.Equal(have, want) {
+		t.Error("bytes differ")
+	}
+	if q.head != nil || q.tail != nil {
+		t.Error("an empty queue holds a chunk")
 	}
 }

@@ -190,10 +190,10 @@ func TestClassicEndsWithResetHoweverItEnds(t *testing.T) {
 	noLeaks(t)
 	n := newNode(t, NodeOptions{})
 	for name, end := range map[string]func(*Session, *rawPeer){
-		"CloseNow":       func(s *Session, _ *rawPeer) { s.CloseNow(nil) },
-		"bad frame":      func(_ *Session, c *rawPeer) { c.Write(make([]byte, 12)) },
-		"bad WebSocket":  func(_ *Session, c *rawPeer) { c.Conn.Write([]byte{0xff, 0xff}) },
-		"yamux shutdown": func(s *Session, _ *rawPeer) { s.ys.Close() },
+		"CloseNow":      func(s *Session, _ *rawPeer) { s.CloseNow(nil) },
+		"bad frame":     func(_ *Session, c *rawPeer) { c.Write(make([]byte, 12)) },
+		"bad WebSocket": func(_ *Session, c *rawPeer) { c.Conn.Write([]byte{0xff, 0xff}) },
+		"Close":         func(s *Session, _ *rawPeer) { s.l.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw := dialRaw(t, n.URL, PathClassic+"/e", "")

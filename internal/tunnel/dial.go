@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/pikoproxy/piko/internal/websocket"
 )
@@ -29,7 +28,7 @@ func Dial(ctx context.Context, o DialOptions) (*AgentSession, error) {
 	o = o.preset()
 	s := newAgentSession(o)
 	err := s.dial(ctx, o, PathTunnel, role{client: true, native: true, accepts: true}, &s.node,
-		sizes{agentBacklog, o.CloseWait, defaultWrite})
+		limits{o.CloseWait, defaultWrite}, s.arrived)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", redacted(o.URL), err)
 	}
@@ -45,7 +44,7 @@ func DialPeer(ctx context.Context, o DialOptions, n NodeOptions) (*Session, erro
 	o, n = o.preset(), n.preset()
 	s := &Session{o: n}
 	o.OnAbuse = n.OnAbuse
-	if err := s.dial(ctx, o, PathPeer, role{client: true, native: true}, &s.node, n.sizes()); err != nil {
+	if err := s.dial(ctx, o, PathPeer, role{client: true, native: true}, &s.node, n.limits(), nil); err != nil {
 		return nil, fmt.Errorf("connect to peer %s: %w", redacted(o.URL), err)
 	}
 	s.listen(s.handle)
@@ -62,9 +61,10 @@ func AcceptPeer(w http.ResponseWriter, r *http.Request, nodeID string, o DialOpt
 	s.node = welcome{Version: Version, NodeID: nodeID}
 	err := s.accept(w, r, &s.hello, s.node, acceptance{
 		role:      role{native: true, accepts: true},
-		sizes:     sizes{agentBacklog, o.CloseWait, defaultWrite},
+		limits:    limits{o.CloseWait, defaultWrite},
 		handshake: o.HandshakeTimeout,
 		onAbuse:   o.OnAbuse,
+		arrived:   s.arrived,
 	})
 	if err == nil {
 		err = s.run()
@@ -83,8 +83,8 @@ func newAgentSession(o DialOptions) *AgentSession {
 	}
 }
 
-// dial connects to a node and exchanges hellos.
-func (m *mux) dial(ctx context.Context, o DialOptions, path string, r role, node *welcome, z sizes) error {
+// dial connects to a node and exchanges hellos. The streams that the node opens are given to arrived.
+func (m *mux) dial(ctx context.Context, o DialOptions, path string, r role, node *welcome, z limits, arrived func(*Stream)) error {
 	target, err := join(o.URL, path)
 	if err != nil {
 		return err
@@ -117,12 +117,11 @@ func (m *mux) dial(ctx context.Context, o DialOptions, path string, r role, node
 		return fmt.Errorf("%w: the server does not speak %s", ErrProtocol, Subprotocol)
 	}
 	tune(ws, false)
-	l := newLink(ws, r, o.OnAbuse)
+	l := newLink(ws, r, z, o.OnAbuse)
 	l.rtt.Store(int64(ws.HandshakeTime()))
-	if err := m.start(l, z); err != nil {
-		_ = l.Close() // always nil
-		return err
-	}
+	l.widen()
+	l.arrived = arrived
+	m.start(l)
 	// Whatever blocks is freed by the end of the session.
 	unhook := context.AfterFunc(ctx, func() { l.fail(context.Cause(ctx)) })
 	err = m.introduce(ctx, o.Hello, node)
@@ -140,22 +139,23 @@ func (m *mux) dial(ctx context.Context, o DialOptions, path string, r role, node
 
 // introduce opens the control stream and exchanges hellos.
 func (m *mux) introduce(ctx context.Context, hello Hello, node *welcome) error {
-	m.l.syn <- struct{}{} // never blocks: it is the first
-	ys, err := m.ys.OpenStream()
+	p := patience{ctx: ctx}
+	err := m.l.place(p)
 	if err != nil {
-		return m.l.reason()
+		return err
+	}
+	if m.ctl.st, err = m.l.begin(p, nil); err != nil {
+		return err
 	}
 	deadline, _ := ctx.Deadline()
-	if err := m.takeControl(ys, deadline); err != nil {
+	if err := m.ctl.st.SetReadDeadline(deadline); err != nil {
 		return err
 	}
 	if err := m.send("hello", hello); err != nil {
 		return err
 	}
-	if *node, err = expect[welcome](m); err != nil {
-		return err
-	}
-	return m.ctl.st.SetReadDeadline(time.Time{})
+	*node, err = expect[welcome](m)
+	return err
 }
 
 // join adds a path to the base URL of a node.

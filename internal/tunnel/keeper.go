@@ -104,7 +104,7 @@ func (l *link) check(interval, dead, stall time.Duration) {
 func (l *link) stalled() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.reading && (l.body > 0 || l.nheld > 0)
+	return l.body > 0 || l.nhead > 0
 }
 
 // pong takes the answer to a ping of check.

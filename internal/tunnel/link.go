@@ -2,9 +2,8 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"io"
-	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,27 +16,26 @@ const (
 	lingerTimeout = time.Second // for the peer to end its side after ours
 )
 
-// link is the connection that yamux runs on: a WebSocket whose traffic it watches, frame by frame, in both directions.
+// link is one end of a session: the streams on a WebSocket. It has one goroutine, which reads.
 //
 // Writing: frames gather in a batch while the socket is busy with the one before, and go out as one WebSocket message
-// with one write. Pings' answers and plain window updates go first.
+// with one write. Answers to pings and window updates go first. See writer.
 //
-// Reading: yamux sees only whole headers, and only of frames that a correct peer may send; see guard. Frames can be put in
-// between two frames, which is how a stream is reset: yamux offers no such call.
-//
-//	yamux --Write--> outbound --> batch --flusher--> WebSocket
-//	yamux <--Read--- inbound  <-- own RST frames <-- WebSocket
+// Reading: each frame is judged, see guard, and its body goes straight to the Read that waits for it, or to the queue of its
+// stream.
 //
 // One mutex guards all of it. It is never held during a socket operation or a call to anything outside.
 type link struct {
 	role
+	limits
+	id      string
 	ws      *websocket.Conn
 	onAbuse func(reason string)
+	arrived func(*Stream) // is given the streams that the peer opens; must not block
 	start   time.Time
 	rtt     atomic.Int64 // nanoseconds; 0 when not known
 	pinged  atomic.Int64 // when the last WebSocket ping was sent, after start
 	syn     chan struct{}
-	wake    chan struct{} // to the flusher, when it is parked
 	closing chan struct{} // closed by stopLocked
 	done    chan struct{} // closed by Close at its end
 	jobs    sync.WaitGroup
@@ -46,19 +44,22 @@ type link struct {
 	guard
 	writer
 
-	held    [frameSize]byte // the beginning of a header
-	nheld   int
-	body    int  // bytes to come of the body of a frame
-	skip    bool // that body is not for yamux
-	reading bool // in a socket read with nothing to hand over
-	early   []byte
-	inject  []injection
-	cause   error // why the session ended
-	broken  bool  // end without draining
+	window  int64           // of new streams, and to which old ones grow
+	head    [frameSize]byte // the beginning of a header
+	nhead   int
+	body    int     // bytes to come of the body of a frame
+	fin     bool    // the stream ends with that frame
+	into    *Stream // whom that body is for; nil: nobody
+	born    []*Stream
+	fed     []*Stream // who got something from the bytes being read
+	held    int64     // bytes of all streams that nobody has read yet
+	cause   error     // why the session ended
+	broken  bool      // end without draining
 	closed  bool
 	stopped bool   // nothing new
 	onStop  func() // what is to run in a goroutine of its own when the session takes nothing new
 	away    bool   // the peer sent GoAway
+	over    bool   // with a code that ends the session
 }
 
 // role says which end of which kind of session this is.
@@ -68,24 +69,25 @@ type role struct {
 	accepts bool // the peer may open data streams
 }
 
-// injection is the reset of a stream that yamux has yet to be told of.
-type injection struct {
-	stream uint32
-	ack    bool // the stream was not acknowledged
+// limits are what sessions differ in, besides the role.
+type limits struct {
+	closeWait    time.Duration
+	writeTimeout time.Duration
 }
 
-func newLink(ws *websocket.Conn, r role, onAbuse func(string)) *link {
+func newLink(ws *websocket.Conn, r role, o limits, onAbuse func(string)) *link {
 	l := &link{
 		role:    r,
+		limits:  o,
+		id:      newID(),
 		ws:      ws,
 		onAbuse: onAbuse,
 		start:   time.Now(),
 		syn:     make(chan struct{}, maxUnacknowledged),
-		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
+		window:  initialWindow,
 	}
-	l.room.L = &l.mu
 	ws.OnPong(l.pong)
 	return l
 }
@@ -93,144 +95,117 @@ func newLink(ws *websocket.Conn, r role, onAbuse func(string)) *link {
 // now is the time since the start of the session.
 func (l *link) now() time.Duration { return time.Since(l.start) }
 
-// LocalAddr is used by yamux for the addresses of its streams.
-func (l *link) LocalAddr() net.Addr { return l.ws.LocalAddr() }
-
-// RemoteAddr is used by yamux for the addresses of its streams.
-func (l *link) RemoteAddr() net.Addr { return l.ws.RemoteAddr() }
-
-// Read hands frames of the peer to yamux. Only one goroutine calls it.
-func (l *link) Read(p []byte) (int, error) {
-	if len(p) < frameSize {
-		return 0, io.ErrShortBuffer
-	}
+// run reads until the session ends.
+func (l *link) run() {
+	take := l.take // bound once
 	for {
-		n, err := l.readSome(p)
-		if n > 0 || err != nil {
-			return n, err
-		}
-	}
-}
-
-// readSome reads the socket at most once, and may return nothing.
-func (l *link) readSome(p []byte) (int, error) {
-	l.mu.Lock()
-	l.settleLocked()
-	if n := l.ownLocked(p); n > 0 || l.broken {
-		err := l.cause
-		l.mu.Unlock()
-		if n > 0 {
-			err = nil
-		}
-		return n, err
-	}
-	held := copy(p, l.held[:l.nheld])
-	l.reading = true
-	l.mu.Unlock()
-
-	n, err := l.ws.Read(p[held:])
-
-	l.mu.Lock()
-	l.reading = false
-	var abuse *AbuseError
-	if n > 0 {
-		n, abuse = l.filterLocked(p[:held+n])
-	}
-	l.mu.Unlock()
-	switch {
-	case abuse != nil:
-		l.abuse(abuse)
-		return 0, abuse
-	case n > 0 || err == nil:
-		return n, nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return 0, l.ws.SetReadDeadline(time.Time{}) // woken by reset
-	}
-	return 0, l.readFailed(err)
-}
-
-// ownLocked copies to p what did not come from the socket just now. The caller holds mu.
-func (l *link) ownLocked(p []byte) int {
-	if len(l.early) > 0 {
-		n := copy(p, l.early)
-		if l.early = l.early[n:]; len(l.early) == 0 {
-			l.early = nil
-		}
-		return n
-	}
-	if l.body > 0 && !l.skip {
-		return 0 // within a frame of yamux
-	}
-	n := 0
-	for len(l.inject) > 0 && len(p)-n >= frameSize {
-		in := l.inject[0]
-		l.inject = l.inject[1:]
-		flags := uint16(flagRST)
-		if in.ack {
-			flags |= flagACK // else yamux keeps an entry for the stream for ever
-			l.unsettled++
-		}
-		f := makeFrame(kindWindow, flags, in.stream, 0)
-		n += copy(p[n:], f[:])
-	}
-	if len(l.inject) == 0 {
-		l.inject = nil
-	}
-	return n
-}
-
-// filterLocked moves what yamux is to see to the front of p and returns how much that is. The caller holds mu.
-func (l *link) filterLocked(p []byte) (int, *AbuseError) {
-	l.nheld = 0
-	w := 0
-	for r := 0; r < len(p); {
-		if l.body > 0 {
-			n := min(l.body, len(p)-r)
-			if !l.skip {
-				if w != r {
-					copy(p[w:], p[r:r+n])
-				}
-				w += n
-			}
-			l.body -= n
-			r += n
-			continue
-		}
-		if len(p)-r < frameSize {
-			l.nheld = copy(l.held[:], p[r:])
+		if err := l.ws.Receive(take); err != nil {
+			l.readFailed(err)
 			break
 		}
-		h := frame(p[r : r+frameSize])
-		r += frameSize
-		pass, abuse := l.inboundLocked(h)
-		if abuse != nil {
-			return 0, abuse
+	}
+	l.Close()
+}
+
+// take handles bytes from the peer.
+func (l *link) take(p []byte) error {
+	l.mu.Lock()
+	abuse := l.takeLocked(p)
+	for i, s := range l.fed {
+		signal(s.rwake)
+		l.fed[i] = nil
+	}
+	l.fed = l.fed[:0]
+	born, over := l.born, l.over
+	l.born = nil
+	l.mu.Unlock()
+	for _, s := range born {
+		l.arrived(s)
+	}
+	if abuse != nil {
+		l.abuse(abuse)
+		return abuse
+	}
+	if over {
+		return errPeerClosed
+	}
+	return nil
+}
+
+// takeLocked cuts bytes from the peer into frames. The caller holds mu.
+func (l *link) takeLocked(p []byte) *AbuseError {
+	for len(p) > 0 {
+		if l.body > 0 {
+			n := min(l.body, len(p))
+			l.deliverLocked(p[:n])
+			if l.body -= n; l.body == 0 {
+				l.bodyEndsLocked()
+			}
+			p = p[n:]
+			continue
 		}
-		if pass {
-			w += copy(p[w:], h)
+		h := frame(p[:min(len(p), frameSize)])
+		if l.nhead > 0 || len(h) < frameSize {
+			n := copy(l.head[l.nhead:], p)
+			l.nhead += n
+			if l.nhead < frameSize {
+				return nil
+			}
+			h, p = l.head[:], p[n:]
+			l.nhead = 0
+		} else {
+			p = p[frameSize:]
+		}
+		if abuse := l.inboundLocked(h); abuse != nil {
+			return abuse
 		}
 	}
-	return w, nil
+	return nil
+}
+
+// deliverLocked takes a part of the body of a frame. The caller holds mu.
+func (l *link) deliverLocked(p []byte) {
+	s := l.into
+	if s == nil || s.gone || s.closed {
+		return // dropped
+	}
+	if s.dst != nil && s.got == 0 && s.in.size == 0 {
+		s.got = copy(s.dst, p)
+		p = p[s.got:]
+	}
+	s.in.add(p)
+	if n := len(l.fed); n == 0 || l.fed[n-1] != s {
+		l.fed = append(l.fed, s)
+	}
+}
+
+// bodyEndsLocked is called after the last byte of the body of a frame. The caller holds mu.
+func (l *link) bodyEndsLocked() {
+	s := l.into
+	l.into = nil
+	if l.fin && s != nil && !s.gone {
+		l.peerEndsLocked(s)
+	}
+	l.fin = false
 }
 
 // readFailed notes why reading ended.
-func (l *link) readFailed(err error) error {
+func (l *link) readFailed(err error) {
 	if fault, ok := errors.AsType[*websocket.ProtocolError](err); ok {
 		l.mu.Lock()
 		l.blameLocked(&AbuseError{Reason: AbuseWebSocket, Detail: fault.Reason})
 		l.mu.Unlock()
 		l.report()
-		return err
+		return
 	}
 	if errors.Is(err, io.EOF) {
 		err = errPeerClosed // must not be taken for the end of a stream
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.cause == nil {
 		l.cause = err
 	}
-	l.mu.Unlock()
-	return err
 }
 
 // abuse ends the session because of what the peer did.
@@ -264,14 +239,20 @@ func (l *link) report() {
 // fail ends the session at once, by a reset of the connection.
 func (l *link) fail(cause error) {
 	l.mu.Lock()
+	l.failLocked(cause)
+	l.mu.Unlock()
+	// An error says only that the socket is closed already.
+	_ = l.ws.Reset()
+}
+
+// failLocked notes that the session is to end without draining. The caller holds mu, and resets the connection after.
+func (l *link) failLocked(cause error) {
 	if l.cause == nil {
 		l.cause = cause
 	}
 	l.broken = true
 	l.stopLocked()
-	l.mu.Unlock()
-	// An error says only that the socket is closed already.
-	_ = l.ws.Reset()
+	l.roomLocked()
 }
 
 // stopLocked makes the session take nothing new. The caller holds mu.
@@ -297,20 +278,21 @@ func (l *link) watch(f func()) {
 	l.onStop = f
 }
 
-// Close is called by yamux when its session ends, and by the handshake. What is pending is sent first, unless the
-// session is broken or the peer takes too long. A classic session ends with a reset.
-func (l *link) Close() error {
+// Close ends the session. What is pending is sent first, unless the session is broken or the peer takes too long. A classic
+// session ends with a reset. It returns when the session has ended, but for its goroutine.
+func (l *link) Close() {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
 		<-l.done
-		return nil
+		return
 	}
 	l.closed = true
 	l.stopLocked()
 	if l.cause == nil {
 		l.cause = errEnded
 	}
+	l.roomLocked()
 	broken := l.broken
 	l.mu.Unlock()
 
@@ -325,9 +307,8 @@ func (l *link) Close() error {
 		_ = l.ws.Close()
 	}
 	l.awaitFlusher()
-	l.endFlows()
+	l.endStreams()
 	close(l.done)
-	return nil
 }
 
 // err is why the session ended; nil while it lives.
@@ -354,7 +335,14 @@ func (l *link) causeLocked() error {
 	return &closedError{l.cause}
 }
 
-// spawn runs f in a goroutine that wait waits for, unless the session has ended.
+// ended reports whether the session has ended or is about to.
+func (l *link) ended() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed || l.broken
+}
+
+// spawn runs f in a goroutine that Wait waits for, unless the session has ended.
 func (l *link) spawn(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -364,3 +352,34 @@ func (l *link) spawn(f func()) bool {
 	l.jobs.Go(f)
 	return true
 }
+
+// measure asks the peer for a sign of life, waits up to limit for it, and sets the window by how long it took. Without an
+// answer the round-trip time stays unknown.
+func (l *link) measure(limit time.Duration) error {
+	answered := make(chan struct{})
+	l.mu.Lock()
+	l.pingID, l.pingSent, l.answered = 0x70696b6f, l.now(), answered
+	ping := makeFrame(kindPing, flagSYN, 0, l.pingID)
+	l.queueLocked(ping[:])
+	l.mu.Unlock()
+	patience := time.NewTimer(limit)
+	defer patience.Stop()
+	select {
+	case <-answered:
+	case <-patience.C:
+	case <-l.done:
+		return l.reason()
+	}
+	l.widen()
+	return nil
+}
+
+// widen sets the window by the round-trip time.
+func (l *link) widen() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.window = window(time.Duration(l.rtt.Load()))
+}
+
+// writeFailed ends the session after a write to the socket.
+func (l *link) writeFailed(err error) { l.fail(fmt.Errorf("write: %w", err)) }

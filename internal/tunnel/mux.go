@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"github.com/pikoproxy/piko/internal/websocket"
 )
 
@@ -25,17 +23,10 @@ const (
 	measureTimeout = time.Second
 )
 
-// silence is the logger of all yamux sessions: what they log, a peer can provoke at will, and the guard reports what matters.
-type silence struct{}
-
-func (silence) Print(...any)          {}
-func (silence) Printf(string, ...any) {}
-func (silence) Println(...any)        {}
-
 // window is how much a peer may send on a stream before we have read it. A stream carries at most a window each round
 // trip, so it grows with the round-trip time; where that is small, a small window keeps the streams from delaying
 // each other.
-func window(rtt time.Duration) uint32 {
+func window(rtt time.Duration) int64 {
 	switch {
 	case rtt < 2*time.Millisecond: // or unknown
 		return 512 << 10
@@ -49,63 +40,36 @@ func window(rtt time.Duration) uint32 {
 
 // mux is what both ends of a session have in common.
 type mux struct {
-	id   string
-	l    *link
-	ys   *yamux.Session
-	ctl  control
-	wait time.Duration // CloseWait
-
+	l        *link
+	ctl      control
 	patience time.Duration
 }
 
-// start runs yamux on a link whose round-trip time is known, or is not to be known.
-func (m *mux) start(l *link, o sizes) error {
+// start begins to read from a link, whose arrived is set.
+func (m *mux) start(l *link) {
+	m.l, m.patience = l, defaultPatience
+	l.jobs.Go(l.run)
+}
+
+// newID returns a random name for a session.
+func newID() string {
 	var id [8]byte
 	// It never returns an error.
 	_, _ = rand.Read(id[:])
-	m.id, m.l, m.wait, m.patience = hex.EncodeToString(id[:]), l, o.closeWait, defaultPatience
-	config := &yamux.Config{
-		AcceptBacklog:          o.backlog,
-		KeepAliveInterval:      defaultHeartbeat, // not used, but must not be zero
-		ConnectionWriteTimeout: o.writeTimeout,
-		MaxStreamWindowSize:    window(time.Duration(l.rtt.Load())),
-		Logger:                 silence{},
-	}
-	var err error
-	if l.client {
-		m.ys, err = yamux.Client(l, config)
-	} else {
-		m.ys, err = yamux.Server(l, config)
-	}
-	if err != nil {
-		return fmt.Errorf("start yamux: %w", err)
-	}
-	return nil
-}
-
-// sizes are what sessions differ in, besides the role.
-type sizes struct {
-	backlog      int
-	closeWait    time.Duration
-	writeTimeout time.Duration
-}
-
-// stream wraps a stream that yamux has just handed out.
-func (m *mux) stream(ys *yamux.Stream) *Stream {
-	return &Stream{ys: ys, l: m.l, f: m.l.flow(ys.StreamID()), session: m.id, closeWait: m.wait}
+	return hex.EncodeToString(id[:])
 }
 
 // ID names the session. It is random, and unique among all nodes.
-func (m *mux) ID() string { return m.id }
+func (m *mux) ID() string { return m.l.id }
 
 // RemoteAddr is where the session comes from or leads to.
-func (m *mux) RemoteAddr() net.Addr { return m.l.RemoteAddr() }
+func (m *mux) RemoteAddr() net.Addr { return m.l.ws.RemoteAddr() }
 
 // LocalAddr is this end of the connection.
-func (m *mux) LocalAddr() net.Addr { return m.l.LocalAddr() }
+func (m *mux) LocalAddr() net.Addr { return m.l.ws.LocalAddr() }
 
 // Streams is how many streams there are, those that are half closed or being opened included.
-func (m *mux) Streams() int { return m.l.streams() }
+func (m *mux) Streams() int { return m.l.number() }
 
 // RTT is the last measured round-trip time, end to end; 0 when none was measured yet.
 func (m *mux) RTT() time.Duration { return time.Duration(m.l.rtt.Load()) }
@@ -139,8 +103,6 @@ func (m *mux) CloseNow(cause error) error {
 // Wait blocks until the session has ended and all its goroutines are gone. A Handler must not call it.
 func (m *mux) Wait() {
 	<-m.l.done
-	// Close waits for the goroutines of yamux; that it is closed already is no error.
-	_ = m.ys.Close()
 	m.l.jobs.Wait()
 }
 
@@ -149,11 +111,10 @@ func (m *mux) shutdown(ctx context.Context) error {
 	m.l.stop()
 	empty := m.l.awaitEmpty(ctx.Done())
 	m.l.farewell()
-	// It returns nil.
-	_ = m.ys.Close()
+	m.l.Close()
 	m.Wait()
 	if !empty {
-		return fmt.Errorf("session %s ended with open streams: %w", m.id, context.Cause(ctx))
+		return fmt.Errorf("session %s ended with open streams: %w", m.l.id, context.Cause(ctx))
 	}
 	return nil
 }
@@ -192,7 +153,7 @@ func (m *mux) send(kind string, body any) error {
 
 // lost ends a session whose control stream is no longer in order.
 func (m *mux) lost(kind string, err error) error {
-	if m.ys.IsClosed() {
+	if m.l.ended() {
 		return m.l.reason()
 	}
 	err = fmt.Errorf("send control message %q: %w", kind, err)
@@ -204,12 +165,11 @@ func (m *mux) lost(kind string, err error) error {
 // sessions hear none for hours.
 func (m *mux) listen(handle func(kind string, object []byte) error) {
 	m.l.serve(func() {
-		for m.l.heard(m.ctl.st.read.Load()) {
+		for m.l.heard() {
 			if err := m.hear(handle); err != nil {
 				m.misheard(err)
 				return
 			}
-			m.ctl.st.Shrink()
 		}
 	})
 }
@@ -231,7 +191,7 @@ func (m *mux) misheard(err error) {
 	switch {
 	case errors.Is(err, errMalformed):
 		m.l.abuse(&AbuseError{AbuseControl, err.Error()})
-	case !m.ys.IsClosed():
+	case !m.l.ended():
 		m.l.fail(fmt.Errorf("control stream ended: %w", noEOF(err)))
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"os"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Session is the opening end of a session. Its methods may be called from any goroutine.
@@ -65,39 +63,6 @@ func (s *Session) follow() {
 	})
 }
 
-// opening is a stream that is being opened.
-type opening struct {
-	result chan opened // with room for one
-
-	mu        sync.Mutex // guards the following
-	st        *Stream
-	abandoned bool
-}
-
-type opened struct {
-	st  *Stream
-	err error
-}
-
-// attach notes the stream, and reports whether it is still wanted.
-func (o *opening) attach(st *Stream) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.st = st
-	return !o.abandoned
-}
-
-// abandon resets the stream, now or when there is one.
-func (o *opening) abandon() {
-	o.mu.Lock()
-	o.abandoned = true
-	st := o.st
-	o.mu.Unlock()
-	if st != nil {
-		_ = st.Reset() // always nil
-	}
-}
-
 // Open opens a stream and waits until the far end has accepted it. On a classic session h is not sent.
 //
 // A [*RefusedError] means that the far end, or this one before it asked, refused: nothing was delivered. Other errors are that
@@ -106,7 +71,7 @@ func (o *opening) abandon() {
 func (s *Session) Open(ctx context.Context, h Header) (*Stream, error) {
 	st, err := s.open(ctx, h)
 	if err != nil {
-		return nil, fmt.Errorf("open stream on session %s: %w", s.id, err)
+		return nil, fmt.Errorf("open stream on session %s: %w", s.l.id, err)
 	}
 	return st, nil
 }
@@ -128,36 +93,69 @@ func (s *Session) open(ctx context.Context, h Header) (*Stream, error) {
 	}
 	timer := time.NewTimer(s.o.OpenTimeout)
 	defer timer.Stop()
-	select {
-	case s.l.syn <- struct{}{}:
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	case <-timer.C:
-		err = ErrOpenTimeout
-	case <-s.l.done:
-		err = s.l.reason()
-	}
-	if err != nil {
+	p := patience{ctx, timer.C}
+	if err := s.l.place(p); err != nil {
 		s.l.cancel()
 		return nil, err
 	}
-	// yamux knows no context, and blocks while the socket is stuck.
-	o := &opening{result: make(chan opened, 1)}
-	if !s.l.spawn(func() { s.begin(o, head) }) {
-		return nil, s.l.reason()
+	st, err := s.l.begin(p, head)
+	if err != nil {
+		<-s.l.syn // never blocks: place has put one in
+		s.l.cancel()
+		return nil, err
 	}
-	select {
-	case r := <-o.result:
-		return r.st, r.err
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	case <-timer.C:
-		err = ErrOpenTimeout
-	case <-s.l.done:
-		err = s.l.reason()
+	if err := s.answered(p, st); err != nil {
+		_ = st.Reset() // always nil
+		return nil, err
 	}
-	o.abandon()
-	return nil, err
+	return st, nil
+}
+
+// answered waits until the far end has answered a stream, and returns what it has said.
+func (s *Session) answered(p patience, st *Stream) error {
+	for {
+		switch st.answer(s.classic) {
+		case accepted:
+			return nil
+		case ended:
+			return s.unanswered()
+		case undecided:
+			if err := p.wait(s.l, st.rwake, nil); err != nil {
+				return err
+			}
+		case worded:
+			return s.refused(p, st)
+		}
+	}
+}
+
+// unanswered is why a stream ended before it was answered.
+func (s *Session) unanswered() error {
+	if s.l.ended() {
+		return s.l.reason()
+	}
+	return s.l.refusal()
+}
+
+// refused reads an answer that is more than a yes.
+func (s *Session) refused(p patience, st *Stream) error {
+	unhook := context.AfterFunc(p.ctx, func() { _ = st.SetReadDeadline(time.Unix(1, 0)) }) // else the stream is closed
+	defer unhook()
+	if err := st.SetReadDeadline(time.Now().Add(s.o.OpenTimeout)); err != nil {
+		return err
+	}
+	err := readAnswer(st)
+	switch {
+	case err == nil:
+		return st.SetReadDeadline(time.Time{})
+	case p.ctx.Err() != nil:
+		return context.Cause(p.ctx)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrOpenTimeout
+	case errors.Is(err, ErrReset):
+		return s.l.refusal()
+	}
+	return err
 }
 
 // retire ends a session that has used up the numbers of streams, once the last streams have ended. The agent connects anew.
@@ -166,58 +164,7 @@ func (s *Session) retire() {
 	_ = s.Drain("all stream numbers are used", time.Time{})
 	s.l.awaitEmpty(nil)
 	s.l.farewell()
-	// It returns nil.
-	_ = s.ys.Close()
-}
-
-// begin opens a stream for o.
-func (s *Session) begin(o *opening, head []byte) {
-	st, err := s.hatch()
-	if err == nil {
-		if !o.attach(st) {
-			err = ErrReset
-		} else if s.classic {
-			if !s.l.awaitAck(st.f) {
-				err = s.l.refusal()
-			}
-		} else {
-			err = s.greet(st, head)
-		}
-		if err != nil {
-			_ = st.Reset() // always nil
-			st = nil
-		}
-	}
-	o.result <- opened{st, err}
-}
-
-// hatch has yamux open a stream.
-func (s *Session) hatch() (*Stream, error) {
-	ys, err := s.ys.OpenStream()
-	switch {
-	case err == nil:
-		return s.stream(ys), nil
-	case errors.Is(err, yamux.ErrRemoteGoAway), errors.Is(err, yamux.ErrStreamsExhausted):
-		s.l.cancel()
-		<-s.l.syn
-		s.l.stop()
-		return nil, s.l.refusal()
-	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
-		s.l.fail(err) // the SYN may or may not be sent later
-	}
-	return nil, s.l.reason()
-}
-
-// greet sends the header of a stream and reads the answer.
-func (s *Session) greet(st *Stream, head []byte) error {
-	_, err := st.Write(head)
-	if err == nil {
-		err = readAnswer(st)
-	}
-	if errors.Is(err, ErrReset) {
-		return s.l.refusal()
-	}
-	return err
+	s.l.Close()
 }
 
 // handle acts on a control message of the agent.

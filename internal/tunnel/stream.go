@@ -1,153 +1,315 @@
 package tunnel
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
-// State of a Stream, as far as this end is concerned.
-const (
-	stateClosed = 1 << iota // by Close
-	stateReset              // by Reset
-)
-
-// Stream is one byte stream of a session. It is a [net.Conn] with half-close and reset. Reads by one goroutine, writes by
-// one goroutine and everything else by any may go on at the same time.
+// Stream is one byte stream of a session. It is a [net.Conn] with half-close and reset. Its methods may be called by any
+// goroutine; reads take turns, and so do writes.
 //
 // Whatever is not an orderly end by the far end's CloseWrite or Close is an error, never [io.EOF]: ErrReset, or an error
-// that wraps ErrSessionClosed. Deadlines give [os.ErrDeadlineExceeded]; they bound waiting for the far end, not for the
-// socket, which the session watches.
+// that wraps ErrSessionClosed. What had come before is read first, unless this end has reset the stream. Deadlines give
+// [os.ErrDeadlineExceeded]; they bound waiting for the far end, not for the socket, which the session watches.
 type Stream struct {
-	ys        *yamux.Stream
-	l         *link
-	f         *flow
-	session   string
-	closeWait time.Duration
-	read      atomic.Int64
-	state     atomic.Uint32
+	l     *link
+	id    uint32
+	local bool // opened here
+	rmu   sync.Mutex
+	wmu   sync.Mutex
+	rwake chan struct{} // has room for one; wakes a Read
+	wwake chan struct{} // likewise, for a Write
+
+	// The link's mu guards the following.
+	placed bool // counted as not acknowledged
+	acked  bool
+	finIn  bool   // the far end has ended its direction
+	finOut bool   // we have ended ours
+	gone   bool   // no frame of it is expected or sent any more
+	closed bool   // by Close: what comes is not wanted
+	reset  bool   // by Reset
+	rstIn  bool   // by the far end, or for want of memory
+	cut    bool   // by the end of the session
+	owing  bool   // in the link's list of those
+	greet  uint16 // SYN or ACK, until it is sent
+	recv   int64
+	send   int64
+	unread int64 // of what was announced
+	in     queue
+	dst    []byte // of a Read that waits
+	got    int    // how much came into it
+	rlimit deadline
+	wlimit deadline
+	timer  *time.Timer // resets a closed stream
+}
+
+// deadline is that of reading or writing.
+type deadline struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+
+func (d *deadline) stop() {
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+}
+
+// signal wakes who waits, or who will.
+func signal(wake chan struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default: // there is one already
+	}
 }
 
 // SessionID is the ID of the session that the stream belongs to.
-func (s *Stream) SessionID() string { return s.session }
+func (s *Stream) SessionID() string { return s.l.id }
 
 // LocalAddr is that of the session's connection.
-func (s *Stream) LocalAddr() net.Addr { return s.l.LocalAddr() }
+func (s *Stream) LocalAddr() net.Addr { return s.l.ws.LocalAddr() }
 
 // RemoteAddr is that of the session's connection.
-func (s *Stream) RemoteAddr() net.Addr { return s.l.RemoteAddr() }
+func (s *Stream) RemoteAddr() net.Addr { return s.l.ws.RemoteAddr() }
 
 // Read reads what the far end has written, and returns [io.EOF] once that has ended its direction.
 func (s *Stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if err := s.usable(); err != nil {
-		return 0, err
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	l := s.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if err := s.usableLocked(); err != nil {
+			return 0, err
+		}
+		if s.in.size > 0 {
+			n := s.in.take(p)
+			s.consumedLocked(n)
+			return n, nil
+		}
+		if err := s.endLocked(); err != nil {
+			return 0, err
+		}
+		if s.rlimit.passed() {
+			return 0, os.ErrDeadlineExceeded
+		}
+		s.dst, s.got = p, 0
+		l.mu.Unlock()
+		<-s.rwake
+		l.mu.Lock()
+		s.dst = nil
+		if n := s.got; n > 0 {
+			s.got = 0
+			n += s.in.take(p[n:])
+			s.consumedLocked(n)
+			return n, nil
+		}
 	}
-	n, err := s.ys.Read(p)
-	if n > 0 {
-		s.read.Add(int64(n))
-	}
-	if err != nil {
-		err = s.explain(err)
-	}
-	return n, err
 }
 
-// Write writes p in frames of at most 32 KiB. It returns before the bytes have reached the socket, and blocks while the
-// far end's window is used up or the session has more to send than it may hold.
-func (s *Stream) Write(p []byte) (int, error) {
-	total := 0
-	for total < len(p) {
-		if err := s.usable(); err != nil {
-			return total, err
+// answer is what an opening end knows of the answer to a stream.
+type answer int
+
+const (
+	undecided answer = iota
+	accepted         // and the answer is read
+	worded           // the answer is longer, or may be
+	ended            // there was none
+)
+
+// answer looks for the answer to a stream that was opened here. That of a classic one is its acknowledgement.
+func (s *Stream) answer(classic bool) answer {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	switch c := s.in.head; {
+	case classic && s.acked && !s.gone:
+		return accepted
+	case !classic && s.in.size >= 2:
+		if c.w-c.r < 2 || c.b[c.r] != 0 || c.b[c.r+1] != 0 {
+			return worded
 		}
-		n, err := s.ys.Write(p[total:min(total+maxFrame, len(p))])
-		total += n
-		if err != nil {
-			return total, s.explain(err)
-		}
+		var two [2]byte
+		s.consumedLocked(s.in.take(two[:]))
+		return accepted
+	case s.gone || s.finIn:
+		return ended
 	}
-	return total, nil
+	return undecided
 }
 
-// usable returns the error for what this end has closed or reset.
-func (s *Stream) usable() error {
-	switch state := s.state.Load(); {
-	case state&stateReset != 0:
+// usableLocked returns the error for what this end has closed or reset. The caller holds the link's mu.
+func (s *Stream) usableLocked() error {
+	switch {
+	case s.reset:
 		return ErrReset
-	case state&stateClosed != 0:
+	case s.closed:
 		return net.ErrClosed
 	}
 	return nil
 }
 
-// explain turns an error of yamux into ours.
-func (s *Stream) explain(err error) error {
-	if own := s.usable(); own != nil {
-		return own
+// endLocked returns how the far end's direction has ended, nil if it has not. The caller holds the link's mu.
+func (s *Stream) endLocked() error {
+	switch {
+	case s.finIn:
+		return io.EOF
+	case s.rstIn:
+		return ErrReset
+	case s.cut:
+		return s.l.causeLocked()
+	}
+	return nil
+}
+
+// Write writes p in frames of at most 32 KiB. It may return before the bytes have reached the socket, and blocks while the
+// far end's window is used up or the session has more to send than it may hold.
+func (s *Stream) Write(p []byte) (int, error) {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	total := 0
+	for total < len(p) {
+		n, flush, err := s.writeSome(p[total:])
+		total += n
+		if flush {
+			s.l.flushHere()
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// writeSome queues a frame with the beginning of p once there is room for it, and reports whether the caller is to send it.
+func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
+	l := s.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if err := s.writableLocked(); err != nil {
+			return 0, false, err
+		}
+		n = min(len(p), maxFrame, int(s.send))
+		full := l.fullLocked(n)
+		if n > 0 && !full {
+			break
+		}
+		if s.wlimit.passed() {
+			return 0, false, os.ErrDeadlineExceeded
+		}
+		var room <-chan struct{}
+		if n > 0 {
+			room = l.awaitRoomLocked()
+		}
+		l.mu.Unlock()
+		select {
+		case <-s.wwake:
+		case <-room:
+		}
+		l.mu.Lock()
+	}
+	s.send -= int64(n)
+	h := makeFrame(kindData, 0, s.id, uint32(n)) //nolint:gosec // at most maxFrame
+	l.appendLocked(h[:], p[:n])
+	return n, l.kickLocked(n == len(p) && n <= maxHere), nil
+}
+
+// writableLocked returns why nothing can be written any more. The caller holds the link's mu.
+func (s *Stream) writableLocked() error {
+	if err := s.usableLocked(); err != nil {
+		return err
 	}
 	switch {
-	case errors.Is(err, io.EOF):
-		// yamux reports the end of the session as the end of the stream too.
-		if !s.ys.Session().IsClosed() || s.l.ended(s.f) {
-			return io.EOF
-		}
-		return s.l.reason()
-	case errors.Is(err, yamux.ErrTimeout):
-		return os.ErrDeadlineExceeded
-	case errors.Is(err, yamux.ErrConnectionReset):
+	case s.finOut:
+		return net.ErrClosed
+	case s.rstIn:
 		return ErrReset
-	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
-		// The frame may or may not be sent later, so nobody knows any more what the windows are.
-		s.l.fail(err)
-		return s.l.reason()
-	case errors.Is(err, yamux.ErrStreamClosed) && !s.ys.Session().IsClosed():
-		return net.ErrClosed // after CloseWrite
+	case s.cut, s.l.closed, s.l.broken:
+		return s.l.causeLocked()
 	}
-	return s.l.reason()
+	return nil
 }
 
 // CloseWrite ends our direction; reading goes on for as long as the far end likes.
 func (s *Stream) CloseWrite() error {
-	if err := s.usable(); err != nil {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	if err := s.usableLocked(); err != nil {
 		return err
 	}
-	return s.ys.Close()
+	s.finishLocked()
+	return nil
+}
+
+// finishLocked ends our direction. The caller holds the link's mu.
+func (s *Stream) finishLocked() {
+	if s.finOut || s.gone {
+		return
+	}
+	s.finOut = true
+	h := makeFrame(kindWindow, flagFIN, s.id, 0)
+	s.l.queueLocked(h[:])
+	signal(s.wwake)
+	if s.finIn {
+		s.l.forgetLocked(s)
+	}
 }
 
 // Close ends our direction in order, after what was written, and discards what the far end still sends. If that does not end
 // its own direction soon, the stream is reset.
 func (s *Stream) Close() error {
-	if s.state.Or(stateClosed)&(stateClosed|stateReset) != 0 {
+	l := s.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.closed || s.reset {
 		return nil
 	}
-	err := s.ys.Close()
-	s.l.abandon(s.f, s.closeWait)
-	s.interrupt()
-	return err
-}
-
-// Reset ends the stream at once. Unsent data is dropped, the far end gets ErrReset.
-func (s *Stream) Reset() error {
-	if s.state.Or(stateReset)&stateReset != 0 {
-		return nil
+	s.finishLocked()
+	s.closed = true
+	s.abandonLocked()
+	if !s.gone && !l.closed && !l.broken {
+		s.timer = time.AfterFunc(l.closeWait, func() { l.reset(s) })
 	}
-	s.l.reset(s.f)
-	s.interrupt()
 	return nil
 }
 
-// interrupt wakes a Read or Write that waits for the far end.
-func (s *Stream) interrupt() {
-	// It never fails.
-	_ = s.ys.SetDeadline(time.Unix(1, 0))
+// Reset ends the stream at once. What is unread is dropped, the far end gets ErrReset.
+func (s *Stream) Reset() error {
+	l := s.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.reset {
+		return nil
+	}
+	s.reset = true
+	l.resetLocked(s)
+	s.abandonLocked()
+	return nil
+}
+
+// abandonLocked drops what is unread and wakes who waits. The caller holds the link's mu.
+func (s *Stream) abandonLocked() {
+	s.l.held -= s.unread
+	s.unread = 0
+	s.in.drop()
+	s.rlimit.stop()
+	s.wlimit.stop()
+	s.wakeLocked()
+}
+
+// wakeLocked wakes a Read and a Write. The caller holds the link's mu.
+func (s *Stream) wakeLocked() {
+	signal(s.rwake)
+	signal(s.wwake)
 }
 
 // SetDeadline sets both deadlines.
@@ -160,40 +322,37 @@ func (s *Stream) SetDeadline(t time.Time) error {
 
 // SetReadDeadline sets the deadline of Read, that of a blocked one too. A passed deadline does not keep Read from returning
 // what has already arrived.
-func (s *Stream) SetReadDeadline(t time.Time) error {
-	if err := s.usable(); err != nil {
-		return err
-	}
-	if err := s.ys.SetReadDeadline(t); err != nil {
-		return err
-	}
-	s.uphold()
-	return nil
-}
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.rlimit, s.rwake, t) }
 
 // SetWriteDeadline sets the deadline of Write, that of a blocked one too. A passed deadline does not keep Write from filling
 // the far end's window.
-func (s *Stream) SetWriteDeadline(t time.Time) error {
-	if err := s.usable(); err != nil {
-		return err
-	}
-	if err := s.ys.SetWriteDeadline(t); err != nil {
-		return err
-	}
-	s.uphold()
-	return nil
-}
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.wlimit, s.wwake, t) }
 
-// uphold repeats the interruption by a Close or Reset that came while a deadline was being set.
-func (s *Stream) uphold() {
-	if s.state.Load() != 0 {
-		s.interrupt()
+func (s *Stream) setDeadline(d *deadline, wake chan struct{}, t time.Time) error {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	if err := s.usableLocked(); err != nil {
+		return err
 	}
+	d.at = t
+	switch wait := time.Until(t); {
+	case t.IsZero():
+		d.stop()
+	case wait <= 0:
+		d.stop()
+		signal(wake)
+	case d.timer == nil:
+		d.timer = time.AfterFunc(wait, func() { signal(wake) })
+	default:
+		d.timer.Reset(wait)
+	}
+	return nil
 }
 
 // Idle reports whether the stream could carry the next exchange: open both ways, and everything received has been read. It
 // is cheap.
-func (s *Stream) Idle() bool { return s.state.Load() == 0 && s.l.quiet(s.f, s.read.Load()) }
-
-// Shrink gives up the receive buffer if it is empty. Call it before a stream is put aside.
-func (s *Stream) Shrink() { s.ys.Shrink() }
+func (s *Stream) Idle() bool {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	return !s.gone && !s.finIn && !s.finOut && s.unread == 0 && !s.closed && !s.l.closed && !s.l.broken
+}

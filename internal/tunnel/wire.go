@@ -1,10 +1,11 @@
 // Package tunnel carries many byte streams over one WebSocket: the session between an agent and a node, and between two
-// nodes. It is the only user of yamux, and this comment is the specification of what goes over the wire.
+// nodes. This comment is the specification of what goes over the wire.
 //
 // # Layers
 //
 //	stream    bytes of one client's connection; native streams begin with a header and an answer
-//	yamux     streams, flow control and half-close, version 0, in 12 byte frames
+//	yamux     streams, flow control and half-close, version 0, in 12 byte frames: the protocol of the Go module
+//	          hashicorp/yamux, which classic agents use
 //	WebSocket RFC 6455 binary messages; their borders mean nothing: several frames may share a message, and a frame
 //	          may be split over messages
 //	TCP, TLS
@@ -33,7 +34,7 @@
 //	  |<--------------------------------------------------------|
 //	  | stream 1: hello {version, agent_id, instance_id, labels}|
 //	  |-------------------------------------------------------->|
-//	  |       stream 1: hello {version, node_id, zone, limits}  |
+//	  |             stream 1: hello {version, node_id, zone, limits} |
 //	  |<--------------------------------------------------------|
 //	  | stream 1: listen {endpoint, protocol, weight}           |
 //	  |-------------------------------------------------------->|
@@ -81,9 +82,13 @@
 // # In the process
 //
 // Who dials or accepts authenticates before, and reads no credentials here. All methods may be called from any goroutine
-// unless they say otherwise. A session runs the two goroutines of yamux; others only while there is something to send or to
-// hear. An idle one holds no buffers besides the 4 KiB of yamux. Of the two locks, a control stream's may be held while a
-// link's is taken.
+// unless they say otherwise. A session runs one goroutine, which reads; another only while there is more to send than those who
+// write send themselves, or a control message to hear. The end of an agent has one more, for its heartbeat. What is to
+// be sent and what nobody has read yet is held in buffers that all sessions share, so an idle one holds none. Of the two
+// locks, a control stream's may be held while a link's is taken.
+//
+// The yamux module itself is used by tests only. It takes two goroutines and some 8 KiB for an idle session, wakes another
+// goroutine to send and back for each frame, and would have to be guarded against what a hostile peer may send.
 package tunnel
 
 import (

@@ -99,22 +99,11 @@ func (c *Conn) receive(b []byte) (int, error) {
 	}
 	m, fault := c.in.decode(b[:n])
 	if fault != nil {
-		c.rerr = fault
-		if broken, ok := errors.AsType[*ProtocolError](fault); ok {
-			c.queueClose(broken.Code, broken.Reason)
-		}
-		return m, fault
+		return m, c.faulted(fault)
 	}
-	if err == nil {
-		return m, nil
+	if err != nil {
+		err = c.readFailed(err)
 	}
-	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return m, err
-	}
-	if errors.Is(err, io.EOF) && !c.in.border() {
-		err = io.ErrUnexpectedEOF
-	}
-	c.rerr = err
 	return m, err
 }
 

@@ -109,6 +109,7 @@ type Conn struct {
 	buf    *buffer
 	rest   []byte // data within buf that no Read has taken yet
 	rerr   error  // why reading ended
+	into   receiver
 
 	wmu sync.Mutex // held during socket writes, so that frames do not mix; see Conn.unlock
 

@@ -48,11 +48,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 // writeSome sends a message with the beginning of p, by means of buf, and returns how much that is. The caller holds
 // wmu.
 func (c *Conn) writeSome(p []byte, buf *buffer) (int, error) {
-	conn := c.conn
-	if bare, ok := conn.(interface{ Bare() net.Conn }); ok { // only keeps account
-		conn = bare.Bare()
-	}
-	tcp, ok := conn.(*net.TCPConn)
+	tcp, ok := c.conn.(*net.TCPConn)
 	if !ok || c.client || len(p) < vectorFrom {
 		p = p[:min(len(p), bufferData, c.maxMessage)]
 		return len(p), c.sendLocked(c.frame(buf.bytes[:HeaderRoom+len(p)], p))

@@ -1,0 +1,94 @@
+package tunnel
+
+import "sync"
+
+// Sizes of chunks, in bytes.
+const (
+	smallChunk = 4 << 10
+	largeChunk = 32 << 10
+)
+
+// chunk is a piece of what a stream has received and nobody has read yet.
+type chunk struct {
+	next *chunk
+	r, w int // read up to, written up to
+	b    []byte
+}
+
+// The caches are shared by all sessions, so that streams hold nothing once they are read empty.
+var (
+	smallChunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, smallChunk)} }}
+	largeChunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, largeChunk)} }}
+)
+
+func newChunk(n int) *chunk {
+	if n <= smallChunk {
+		return smallChunks.Get().(*chunk)
+	}
+	return largeChunks.Get().(*chunk)
+}
+
+func (c *chunk) recycle() {
+	c.next, c.r, c.w = nil, 0, 0
+	if len(c.b) == smallChunk {
+		smallChunks.Put(c)
+	} else {
+		largeChunks.Put(c)
+	}
+}
+
+// queue is what a stream has received and nobody has read yet.
+type queue struct {
+	head, tail *chunk
+	size       int
+}
+
+// add copies p to the end.
+func (q *queue) add(p []byte) {
+	q.size += len(p)
+	for len(p) > 0 {
+		if q.tail == nil || q.tail.w == len(q.tail.b) {
+			c := newChunk(len(p))
+			if q.tail == nil {
+				q.head = c
+			} else {
+				q.tail.next = c
+			}
+			q.tail = c
+		}
+		n := copy(q.tail.b[q.tail.w:], p)
+		q.tail.w += n
+		p = p[n:]
+	}
+}
+
+// take moves what fits from the front to p.
+func (q *queue) take(p []byte) int {
+	total := 0
+	for q.head != nil && total < len(p) {
+		c := q.head
+		n := copy(p[total:], c.b[c.r:c.w])
+		c.r += n
+		total += n
+		if c.r < c.w {
+			break
+		}
+		q.head = c.next
+		c.recycle()
+	}
+	if q.head == nil {
+		q.tail = nil
+	}
+	q.size -= total
+	return total
+}
+
+// drop forgets everything.
+func (q *queue) drop() {
+	for q.head != nil {
+		c := q.head
+		q.head = c.next
+		c.recycle()
+	}
+	q.tail, q.size = nil, 0
+}

@@ -1,0 +1,111 @@
+package websocket
+
+import (
+	"errors"
+	"io"
+	"net"
+	"time"
+)
+
+// restingBuffer is what a connection that is no bare socket waits with, in bytes.
+const restingBuffer = 1 << 10
+
+// receiver is what Receive keeps between calls.
+type receiver struct {
+	socket  *socket // nil: not a bare socket
+	opened  bool    // socket is set
+	resting []byte
+}
+
+// Receive waits until something has come from the peer, and calls use with the data in it, if any; use must not keep it.
+// It returns the errors of [Conn.Read], and that of use. On a plain TCP socket no buffer is held while it waits, else 1 KiB.
+// Calls of Read and Receive may not be mixed.
+func (c *Conn) Receive(use func(data []byte) error) error {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	if c.rerr != nil {
+		return c.rerr
+	}
+	if !c.into.opened {
+		c.into.socket, c.into.opened = newSocket(c.conn), true
+	}
+	if c.into.socket == nil || len(c.early) > 0 {
+		return c.receiveInto(use)
+	}
+	buf, n, err := c.into.socket.read()
+	if err != nil {
+		return c.readFailed(err)
+	}
+	defer buffers.Put(buf)
+	c.lastRead.Store(int64(time.Since(c.start)))
+	return c.deliver(buf.bytes[:n], use)
+}
+
+// receiveInto is Receive with a buffer: a small one as long as that is not filled.
+func (c *Conn) receiveInto(use func(data []byte) error) error {
+	var p []byte
+	if c.full || len(c.early) > 0 {
+		buf := buffers.Get().(*buffer)
+		defer buffers.Put(buf)
+		p = buf.bytes[:]
+	} else {
+		if c.into.resting == nil {
+			c.into.resting = make([]byte, restingBuffer)
+		}
+		p = c.into.resting
+	}
+	n := copy(p, c.early)
+	if n > 0 {
+		if c.early = c.early[n:]; len(c.early) == 0 {
+			c.early = nil
+		}
+		return c.deliver(p[:n], use)
+	}
+	n, err := c.conn.Read(p)
+	c.full = n == len(p)
+	if n > 0 {
+		c.lastRead.Store(int64(time.Since(c.start)))
+		if fault := c.deliver(p[:n], use); fault != nil {
+			return fault
+		}
+	}
+	if err != nil {
+		return c.readFailed(err)
+	}
+	return nil
+}
+
+// deliver decodes what was read and hands the data on. The caller holds rmu.
+func (c *Conn) deliver(b []byte, use func(data []byte) error) error {
+	n, fault := c.in.decode(b)
+	if n > 0 {
+		if err := use(b[:n]); err != nil {
+			return err
+		}
+	}
+	if fault != nil {
+		return c.faulted(fault)
+	}
+	return nil
+}
+
+// faulted notes that the peer broke the protocol, or ended its direction. The caller holds rmu.
+func (c *Conn) faulted(fault error) error {
+	c.rerr = fault
+	if broken, ok := errors.AsType[*ProtocolError](fault); ok {
+		c.queueClose(broken.Code, broken.Reason)
+	}
+	return fault
+}
+
+// readFailed notes why the connection beneath cannot be read any more, unless that is only for now. The caller holds rmu.
+func (c *Conn) readFailed(err error) error {
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return err
+	}
+	if errors.Is(err, io.EOF) && !c.in.border() {
+		err = io.ErrUnexpectedEOF
+	}
+	c.rerr = err
+	return err
+}

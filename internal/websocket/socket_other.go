@@ -1,0 +1,12 @@
+//go:build !unix
+
+package websocket
+
+import "net"
+
+// socket is not to be had: there is no way to wait for a socket without a buffer.
+type socket struct{}
+
+func newSocket(net.Conn) *socket { return nil }
+
+func (s *socket) read() (*buffer, int, error) { return nil, 0, net.ErrClosed }

@@ -1,0 +1,72 @@
+//go:build unix
+
+package websocket
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+)
+
+// socket reads from a socket of the kernel, which tells when there is something to read: a buffer is borrowed only then.
+type socket struct {
+	raw syscall.RawConn
+	try func(fd uintptr) bool // attempt, bound once
+	buf *buffer
+	n   int
+	err error
+}
+
+// newSocket returns nil when conn is not a bare TCP socket. Types that wrap one are none: their Read may do more.
+func newSocket(conn net.Conn) *socket {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil { // closed already; an ordinary read will say so
+		return nil
+	}
+	s := &socket{raw: raw}
+	s.try = s.attempt
+	return s
+}
+
+// attempt reads from fd, and reports false when there is nothing to read yet.
+func (s *socket) attempt(fd uintptr) bool {
+	buf := buffers.Get().(*buffer)
+	for {
+		s.n, s.err = syscall.Read(int(fd), buf.bytes[:])
+		switch {
+		case errors.Is(s.err, syscall.EINTR):
+			continue
+		case errors.Is(s.err, syscall.EAGAIN):
+			buffers.Put(buf)
+			return false
+		}
+		s.buf = buf
+		return true
+	}
+}
+
+// read waits for bytes and returns them in a buffer that the caller gives back; nil with an error.
+func (s *socket) read() (*buffer, int, error) {
+	err := s.raw.Read(s.try)
+	buf := s.buf
+	s.buf = nil
+	switch {
+	case err != nil:
+	case s.err != nil:
+		err = os.NewSyscallError("read", s.err)
+	case s.n == 0:
+		err = io.EOF
+	default:
+		return buf, s.n, nil
+	}
+	if buf != nil {
+		buffers.Put(buf)
+	}
+	return nil, 0, err
+}
