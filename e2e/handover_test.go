@@ -95,22 +95,25 @@ func handOver(t testing.TB, s *systemd, pid int) int {
 		}
 		return nil
 	})
-	t.Cleanup(func() {
-		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGKILL} {
-			if !alive(next) {
+	t.Cleanup(func() { endProcess(t, next) })
+	return next
+}
+
+// endProcess ends a process that is no child.
+func endProcess(t testing.TB, pid int) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGKILL} {
+		if !alive(pid) {
+			return
+		}
+		_ = syscall.Kill(pid, sig)
+		for range 300 {
+			if !alive(pid) {
 				return
 			}
-			_ = syscall.Kill(next, sig)
-			for range 300 {
-				if !alive(next) {
-					return
-				}
-				pause(10 * time.Millisecond)
-			}
+			pause(10 * time.Millisecond)
 		}
-		t.Errorf("process %d does not end", next)
-	})
-	return next
+	}
+	t.Errorf("process %d does not end", pid)
 }
 
 func awaitEnd(t testing.TB, pid int) {

@@ -49,6 +49,7 @@ type Options struct {
 	ErrorLog *log.Logger    // for what libraries say; nil: theirs is dropped
 	Version  string         // of the program
 	Ready    func()         // called when the agent has begun to try; may be nil
+	Succeeds bool           // Ready ends another process that offers the same: first it has to be true
 	Status   func(string)   // told in a line how the agent fares, now and then; may be nil
 
 	Collector prometheus.Collector        // more metrics to show; may be nil
@@ -193,7 +194,15 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.tell(life)
 		return nil
 	})
-	if a.options.Ready != nil {
+	switch {
+	case a.options.Ready == nil:
+	case a.options.Succeeds:
+		group.Go(func() error {
+			a.awaitRoutable(life)
+			a.options.Ready()
+			return nil
+		})
+	default:
 		// To wait for a node would let systemd give up on an agent that only came up before its cluster.
 		a.options.Ready()
 	}
@@ -229,6 +238,26 @@ func (a *Agent) offer(ctx context.Context) {
 	}
 	stop()
 	a.running.Wait()
+}
+
+const (
+	routableMost = 10 * time.Second // that a process waits before it takes over from another one
+	routableLook = 10 * time.Millisecond
+)
+
+// awaitRoutable waits until all endpoints are routable, for some time.
+func (a *Agent) awaitRoutable(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, routableMost)
+	defer cancel()
+	tick := time.NewTicker(routableLook)
+	defer tick.Stop()
+	for a.states()[stateRoutable] < len(a.current.Load().listeners) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // statusEvery is how often the state is told.

@@ -98,6 +98,11 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 	if err != nil {
 		return &daemon.SettingsError{Err: s.c.Locate(err)}
 	}
+	_, a.options.Succeeds = p.Predecessor()
+	p.Alive(func(context.Context) error {
+		a.status()
+		return nil
+	})
 	a.options.Ready = func() {
 		p.Ready()
 		p.Reloads(reloader{a})

@@ -84,6 +84,10 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 	if err != nil {
 		return &daemon.SettingsError{Err: s.c.Locate(err)}
 	}
+	p.Alive(func(context.Context) error {
+		f.status()
+		return nil
+	})
 	f.options.Ready = func() {
 		p.Ready()
 		p.Reloads(reloader{f})

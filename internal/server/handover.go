@@ -26,10 +26,11 @@ import (
 // cluster listener is that of both.
 
 const (
-	pairName    = "handover"
-	meetTimeout = 2 * time.Second // for the new process to learn what the old one holds
-	meetLook    = 2 * time.Millisecond
-	partLook    = 200 * time.Millisecond
+	pairName     = "handover"
+	knownTimeout = 3 * time.Second // for the other nodes of the cluster to learn of the new process
+	meetTimeout  = 2 * time.Second // for the new process to learn what the old one holds
+	meetLook     = 2 * time.Millisecond
+	partLook     = 200 * time.Millisecond
 )
 
 // kin is what a process says of itself to the one before or after it.
@@ -183,22 +184,29 @@ func (s *Server) succeed(ctx, life context.Context, group *errgroup.Group) error
 	}
 	me.Secret = "" // it knows
 	s.meet(life, group, old, func() bool { return os.Getppid() != old.PID })
+	until(ctx, knownTimeout, func() bool { return s.others().peers.Met(old.ID) })
 	if err := s.o.Succeed(me); err != nil {
 		return err
 	}
 	// What the old process holds is known in a moment. If it is not, requests are held, as for any endpoint that moves.
-	ctx, cancel := context.WithTimeout(ctx, meetTimeout)
+	until(ctx, meetTimeout, func() bool {
+		_, known := s.others().table.Seq(old.ID, old.Incarnation)
+		return known
+	})
+	return nil
+}
+
+// until waits for something, for some time.
+func until(ctx context.Context, most time.Duration, done func() bool) {
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	tick := time.NewTicker(meetLook)
 	defer tick.Stop()
-	for {
-		if _, known := s.others().table.Seq(old.ID, old.Incarnation); known {
-			return nil
-		}
+	for !done() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil //nolint:nilerr // as said above
+			return
 		}
 	}
 }
