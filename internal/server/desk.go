@@ -7,6 +7,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/endpoint"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -51,8 +52,9 @@ func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
 		return
 	}
 	key := router.KeyOf(x.tenant, name)
-	if !x.offer(name, key, d.server.now().config.Upstream.MaxEndpointsPerSession) {
-		d.refuse(l.Endpoint, tunnel.CodeOverloaded, "the session offers as many endpoints as it may")
+	if why, text := d.server.take(x, name, key, d.server.now().config.Upstream.MaxEndpointsPerSession); why != "" {
+		d.server.limits.report.Count(limit.Upstream, why)
+		d.refuse(l.Endpoint, tunnel.CodeOverloaded, text)
 		return
 	}
 	d.server.router.Add(key, x.route, router.UpstreamOptions{
@@ -113,7 +115,7 @@ func (d *desk) renew(ctx context.Context, bearer string) {
 	x, s := d.session, d.server
 	id, err := s.now().agents.Renew(ctx, x.identity.Load(), bearer)
 	if err != nil {
-		s.refusals.warn("token not renewed", faultOf(err).Code, map[string]any{"session": x.tunnel.ID(), "err": err})
+		s.limits.report.Warn("token not renewed", faultOf(err).Code, logrus.Fields{"session": x.tunnel.ID(), "err": err})
 		return
 	}
 	x.identity.Store(id)
@@ -134,12 +136,13 @@ func (d *desk) Drain(t *tunnel.Session, _ tunnel.Drain) {
 
 func (d *desk) withdraw(name string) {
 	if key, ok := d.session.withdraw(name); ok {
+		d.server.tally.withdraw(key, d.session.tenant)
 		d.server.router.RemoveKey(key, d.session.route)
 	}
 }
 
 func (d *desk) refuse(name, code, reason string) {
 	d.server.metrics.endpointRefused(code)
-	d.server.refusals.warn("endpoint refused", code, map[string]any{"session": d.session.tunnel.ID(), "endpoint": name})
+	d.server.limits.report.Warn("endpoint refused", code, logrus.Fields{"session": d.session.tunnel.ID(), "endpoint": name})
 	_ = d.session.tunnel.Refuse(name, code, reason) // an agent that can't be told has gone
 }

@@ -89,6 +89,7 @@ func (s *Server) commit(n *live, moved []listening, open map[string]net.Listener
 	s.live.Store(n)
 	s.router.Apply(routing(c))
 	s.sessions.setLimit(c.Upstream.MaxSessions)
+	s.limits.apply(c)
 	s.proxy.Apply(proxy.SettingsOf(c.Proxy, c.Upstream.Tenants))
 	s.proxy.ApplyToListeners(proxy.LimitsOf(c.Proxy), s.proxyTLS(n))
 	console := s.newConsole(c.Admin)

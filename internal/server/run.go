@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pikoproxy/piko/internal/auth"
-	"github.com/pikoproxy/piko/internal/tlsconf"
 )
 
 const (
@@ -39,6 +37,8 @@ func (s *Server) Run(ctx context.Context) error {
 	group, life := errgroup.WithContext(life)
 	group.Go(func() error { return s.router.Run(life) })
 	group.Go(func() error { return s.keeper.Run(life) })
+	s.limits.memory.Apply(int64(s.now().config.MemoryLimit))
+	group.Go(func() error { return s.limits.memory.Run(life) })
 	group.Go(func() error { return s.sessions.expire(life, s) })
 	group.Go(func() error { return s.leases.Run(life) })
 	group.Go(func() error { return s.summarize(life) })
@@ -107,8 +107,14 @@ func (s *Server) serve(life context.Context, name string, l net.Listener) error 
 	case proxyListener:
 		serve = func(l net.Listener) error { return s.proxy.Serve(life, l) }
 	}
-	if name == upstreamListener || name == adminListener { // the others put TLS on themselves
-		l = tlsconf.Listener(l, func() *tls.Config { return s.now().tls[name] })
+	if gate := s.limits.gates[name]; gate != nil {
+		l = gate.Listen(l)
+	}
+	switch name { // the others put TLS and a guard on themselves
+	case upstreamListener:
+		l = s.guarded(name, l, s.upstream)
+	case adminListener:
+		l = s.guarded(name, l, s.admin)
 	}
 	err := serve(l)
 	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) && s.listeners.get(name) != raw {

@@ -103,7 +103,8 @@ type Server struct {
 	console  atomic.Pointer[http.Handler] // of admin
 	sessions *sessions
 	leases   *auth.Leases // of clients
-	refusals *refusalLog
+	limits   *limits
+	tally    *tally
 	cluster  *membership // nil for a node that is alone
 	alone    *membership // of such a node, for a handover; see others
 	paired   atomic.Bool // alone is in use
@@ -145,8 +146,9 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s := &Server{
 		config: c, o: o, id: id, before: old, started: time.Now(), registry: prometheus.NewRegistry(),
-		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), refusals: newRefusalLog(o.Log),
+		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), tally: newTally(),
 	}
+	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions = newSessions(c.Upstream.MaxSessions)
 	s.leases = auth.NewLeases(func(id *auth.Identity) error { return s.now().clients.Judge(id) })
 	s.metrics = newMetrics(s)
@@ -175,6 +177,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	s.proxy, err = proxy.New(proxy.Options{
 		Settings: proxy.SettingsOf(c.Proxy, c.Upstream.Tenants), Limits: proxy.LimitsOf(c.Proxy), Router: s.router, Auth: liveClients{s}, Leases: s.leases,
 		TLS: s.proxyTLS(first), Log: o.Log, ErrorLog: o.ErrorLog, Registerer: s.registry,
+		Limiter: s.limits, Report: s.limits.report,
 	})
 	if err != nil {
 		return nil, err
@@ -185,6 +188,8 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	s.admin = admin.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		(*s.console.Load()).ServeHTTP(w, r)
 	}), o.ErrorLog)
+	s.behindGuard(upstreamListener, s.upstream)
+	s.behindGuard(adminListener, s.admin)
 	if o.Collector != nil {
 		s.registry.MustRegister(o.Collector)
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type session struct {
 	since    time.Time
 	identity atomic.Pointer[auth.Identity]
 	tenant   string // of the identity; a renewal can't change it
+	holder   holder // whose account it is on
 	expired  atomic.Bool
 	useful   atomic.Bool // has offered something
 	ended    bool        // guarded by the lock of the set
@@ -36,6 +38,7 @@ func newSession(id *auth.Identity) *session {
 	x.identity.Store(id)
 	if id != nil {
 		x.tenant = id.Tenant
+		x.holder = holderOf(id)
 	}
 	return x
 }
@@ -54,18 +57,29 @@ func (x *session) announce(log logrus.FieldLogger) {
 	}
 }
 
-// offer notes that the session offers an endpoint, unless it offers as many as it may. limit below 1 means none.
-func (x *session) offer(name string, key router.Key, limit int) bool {
+// offer notes that the session offers an endpoint, unless it offers as many as it may. limit below 1 means none. It also
+// reports whether the endpoint is a new one.
+func (x *session) offer(name string, key router.Key, limit int) (fresh, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if _, again := x.endpoints[name]; !again && limit > 0 && len(x.endpoints) >= limit {
-		return false
+	_, again := x.endpoints[name]
+	if !again && limit > 0 && len(x.endpoints) >= limit {
+		return false, false
 	}
 	if x.endpoints == nil {
 		x.endpoints = make(map[string]router.Key)
 	}
 	x.endpoints[name] = key
-	return true
+	return !again, true
+}
+
+// end forgets all endpoints and returns their keys.
+func (x *session) end() []router.Key {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	keys := slices.Collect(maps.Values(x.endpoints))
+	x.endpoints = nil
+	return keys
 }
 
 // withdraw forgets an endpoint and returns its key, if the session offered it.

@@ -227,6 +227,10 @@ func (s *Server) closing(x *session, t *tunnel.Session) {
 // done hears that a session has ended.
 func (s *Server) done(x *session) {
 	s.sessions.remove(x)
+	s.tally.leave(x.holder)
+	for _, key := range x.end() {
+		s.tally.withdraw(key, x.tenant)
+	}
 	level := logrus.DebugLevel
 	if x.useful.Load() {
 		level = logrus.InfoLevel

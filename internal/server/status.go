@@ -5,9 +5,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/pikoproxy/piko/internal/admin"
 	"github.com/pikoproxy/piko/internal/endpoint"
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 )
 
@@ -155,7 +158,8 @@ func (s *Server) adminGuard() func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if _, err := s.now().operator.Authenticate(r.Context(), r.Header); err != nil {
 				f := faultOf(err)
-				s.refusals.warn("operator refused", f.Code, map[string]any{"remote": r.RemoteAddr, "err": err})
+				s.limits.report.Count(limit.Admin, limit.ReasonOf(f.Code))
+				s.limits.report.Warn("operator refused", f.Code, logrus.Fields{"remote": r.RemoteAddr, "err": err})
 				fault.Write(w, r, f, "")
 				return
 			}

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/endpoint"
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -47,28 +51,33 @@ func (s *Server) classic(w http.ResponseWriter, r *http.Request) {
 	}
 	name, err := endpoint.Parse(r.PathValue("endpoint"))
 	if err != nil {
-		s.sessions.release()
+		s.release(id)
 		s.refuse(w, r, fault.InvalidEndpoint, err)
 		return
 	}
 	if !id.Permits(name) {
-		s.sessions.release()
+		s.release(id)
 		s.refuse(w, r, fault.EndpointNotPermitted, auth.ErrNotPermitted)
 		return
 	}
 	x := newSession(id)
 	x.classic = name
+	key := router.KeyOf(x.tenant, name)
+	if why, _ := s.take(x, name, key, 0); why != "" {
+		s.release(id)
+		s.turnAway(w, r, fault.AtLimit, why, nil)
+		return
+	}
 	t, err := tunnel.AcceptClassic(w, r, s.nodeOptions(x, nil))
 	if err != nil {
-		s.sessions.release()
+		s.tally.withdraw(key, x.tenant)
+		s.release(id)
 		s.o.Log.WithError(err).Debug("handshake failed")
 		return
 	}
 	if !s.settle(r, x, t) {
 		return
 	}
-	key := router.KeyOf(x.tenant, name)
-	x.offer(name, key, 0)
 	s.router.Add(key, x.route, router.UpstreamOptions{})
 }
 
@@ -81,7 +90,7 @@ func (s *Server) native(w http.ResponseWriter, r *http.Request) {
 	x := newSession(id)
 	t, err := tunnel.AcceptNative(w, r, s.nodeOptions(x, &desk{s, x, context.WithoutCancel(r.Context())}))
 	if err != nil {
-		s.sessions.release()
+		s.release(id)
 		s.o.Log.WithError(err).Debug("handshake failed")
 		return
 	}
@@ -97,16 +106,61 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) (*auth.Identity, 
 		fault.Write(w, r, fault.Draining, "")
 		return nil, false
 	}
+	c := &s.now().config.Upstream.Limits
+	if !s.limits.attempt(r.RemoteAddr, c) {
+		s.turnAway(w, r, overLimit(r), limit.RegistrationRate, nil)
+		return nil, false
+	}
 	id, err := s.now().agents.Authenticate(r.Context(), r.Header)
 	if err != nil {
-		s.refuse(w, r, faultOf(err), err)
+		s.refuse(w, r, s.limits.badToken(r.RemoteAddr, faultOf(err), c), err)
+		return nil, false
+	}
+	if why := s.tally.enter(holderOf(id), c); why != "" {
+		s.turnAway(w, r, overLimit(r), why, nil)
 		return nil, false
 	}
 	if !s.sessions.reserve() {
+		s.tally.leave(holderOf(id))
 		s.refuse(w, r, fault.TooManySessions, nil)
 		return nil, false
 	}
 	return id, true
+}
+
+// overLimit is how an agent is answered that may have no session now. Classic ones would give up for good at anything
+// but 503.
+func overLimit(r *http.Request) fault.Fault {
+	if strings.HasPrefix(r.URL.Path, tunnel.PathClassic) {
+		return fault.AtLimit
+	}
+	return fault.TooManyRegistrations
+}
+
+// release gives up what admit has reserved.
+func (s *Server) release(id *auth.Identity) {
+	s.sessions.release()
+	s.tally.leave(holderOf(id))
+}
+
+// take notes that a session offers an endpoint, or says which limit that is over, and in words.
+func (s *Server) take(x *session, name string, key router.Key, most int) (limit.Reason, string) {
+	fresh, ok := x.offer(name, key, most)
+	if !ok {
+		return limit.SessionEndpoints, "the session offers as many endpoints as it may"
+	}
+	if !fresh {
+		return "", ""
+	}
+	why := s.tally.offer(key, x.tenant, &s.now().config.Upstream.Limits)
+	if why == "" {
+		return "", ""
+	}
+	x.withdraw(name)
+	if why == limit.TenantEndpoints {
+		return why, "the tenant offers as many endpoints as it may"
+	}
+	return why, "the endpoint is offered by as many sessions as it may be"
 }
 
 // settle takes a session that was accepted into the set.
@@ -138,13 +192,23 @@ func (s *Server) nodeOptions(x *session, h tunnel.Handler) tunnel.NodeOptions {
 // abused hears that a session was closed because its agent broke the protocol or a limit.
 func (s *Server) abused(reason string) {
 	s.metrics.abuse(reason)
-	s.refusals.warn("session closed for abuse", reason, nil)
+	s.limits.report.Count(limit.Upstream, limit.Abuse)
+	s.limits.report.Warn("session closed for abuse", reason, nil)
 }
 
 // refuse answers an agent that gets no session.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, f fault.Fault, why error) {
+	s.turnAway(w, r, f, limit.ReasonOf(f.Code), why)
+}
+
+func (s *Server) turnAway(w http.ResponseWriter, r *http.Request, f fault.Fault, reason limit.Reason, why error) {
 	s.metrics.refused(f.Code)
-	s.refusals.warn("agent refused", f.Code, map[string]any{"remote": r.RemoteAddr, "path": r.URL.Path, "err": why})
+	if reason != "" {
+		s.limits.report.Count(limit.Upstream, reason)
+	}
+	s.limits.report.Warn("agent refused", f.Code, logrus.Fields{
+		"remote": r.RemoteAddr, "path": r.URL.Path, "limit": reason, "err": why,
+	})
 	fault.Write(w, r, f, "")
 }
 

@@ -1,0 +1,163 @@
+package server
+
+import (
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/guard"
+	"github.com/pikoproxy/piko/internal/limit"
+	"github.com/pikoproxy/piko/internal/proxy"
+	"github.com/pikoproxy/piko/internal/router"
+)
+
+const (
+	peerConnections = 4096     // of the cluster listener: two for each node, and some in passing
+	maxTarget       = 16 << 10 // of requests of agents and operators
+	maxFields       = 100      // likewise
+)
+
+// limits are those of the node, in every listener.
+type limits struct {
+	report   *limit.Reporter
+	memory   *limit.Memory
+	gates    map[string]*limit.Gate // by listener
+	clients  *limit.Requests
+	attempts *limit.Buckets // of agents to open sessions
+	strikes  *limit.Buckets // bad tokens of agents
+}
+
+func newLimits(c *config.Pikod, log logrus.FieldLogger, reg prometheus.Registerer) *limits {
+	l := &limits{
+		report: limit.NewReporter(log, reg), memory: limit.NewMemory(), gates: map[string]*limit.Gate{},
+		clients: limit.NewRequests(proxy.RequestLimits(c.Proxy)), attempts: limit.NewBuckets(), strikes: limit.NewBuckets(),
+	}
+	for name, s := range gateSettings(c) {
+		full := l.memory.Full
+		if name == adminListener || name == clusterListener {
+			full = nil // operators must see what is going on, and without its peers a node would only do worse
+		}
+		l.gates[name] = limit.NewGate(name, s, l.report, full)
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "piko_server_connections", Help: "Open connections, by listener.",
+			ConstLabels: prometheus.Labels{"listener": name},
+		}, func() float64 { return float64(l.gates[name].Open()) }))
+	}
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "piko_server_memory_limit_bytes", Help: "How much memory the process may hold; 0: no limit.",
+	}, func() float64 { return float64(l.memory.Limit()) }))
+	return l
+}
+
+// apply puts other settings in use.
+func (l *limits) apply(c *config.Pikod) {
+	l.clients.Apply(proxy.RequestLimits(c.Proxy))
+	l.memory.Apply(int64(c.MemoryLimit))
+	for name, s := range gateSettings(c) {
+		l.gates[name].Apply(s)
+	}
+}
+
+func gateSettings(c *config.Pikod) map[string]limit.GateSettings {
+	access := func(allow, deny config.CIDRs) limit.Access {
+		return limit.Access{Allow: limit.Networks(allow), Deny: limit.Networks(deny)}
+	}
+	p := limit.GateSettings{
+		Access:      access(c.Proxy.Allow, c.Proxy.Deny),
+		Connections: c.Proxy.Limits.MaxConnections, PerAddress: c.Proxy.Limits.MaxConnectionsPerAddress,
+		Exempt: limit.Networks(c.Proxy.TrustedProxies), NoProgress: time.Duration(c.Proxy.Limits.WriteTimeout),
+	}
+	if len(p.Allow) > 0 {
+		// Requests that come by a trusted proxy are judged by their client.
+		p.Allow = append(p.Allow[:len(p.Allow):len(p.Allow)], p.Exempt...)
+	}
+	return map[string]limit.GateSettings{
+		proxyListener: p,
+		upstreamListener: {
+			Access:      access(c.Upstream.Allow, c.Upstream.Deny),
+			Connections: c.Upstream.Limits.MaxConnections, PerAddress: c.Upstream.Limits.MaxConnectionsPerAddress,
+		},
+		adminListener:   {Access: access(c.Admin.Allow, c.Admin.Deny), Connections: c.Admin.MaxConnections},
+		clusterListener: {Access: access(c.Cluster.Allow, c.Cluster.Deny), Connections: peerConnections},
+	}
+}
+
+// Client implements proxy.Limiter.
+func (l *limits) Client(addr netip.Addr) *fault.Fault {
+	if l.memory.Full() {
+		return &fault.AtLimit
+	}
+	return l.clients.Client(addr)
+}
+
+// Endpoint implements proxy.Limiter.
+func (l *limits) Endpoint(addr netip.Addr, key router.Key) *fault.Fault {
+	return l.clients.Endpoint(addr, key)
+}
+
+// BadToken implements proxy.Limiter.
+func (l *limits) BadToken(addr netip.Addr) *fault.Fault { return l.clients.BadToken(addr) }
+
+// attempt decides whether an agent at a remote address may ask for a session now.
+func (l *limits) attempt(remote string, c *config.UpstreamLimits) bool {
+	addr := remoteAddr(remote)
+	return addr.IsLoopback() ||
+		l.attempts.AllowAddress(addr, limit.Rate{PerSecond: c.SessionsPerAddress, Burst: c.SessionsPerAddressBurst})
+}
+
+// badToken says how an agent with a bad token is answered.
+func (l *limits) badToken(remote string, f fault.Fault, c *config.UpstreamLimits) fault.Fault {
+	strike := limit.Rate{PerSecond: c.FailedAuthPerAddress, Burst: c.FailedAuthPerAddressBurst}
+	if f.Status == http.StatusUnauthorized && !l.strikes.AllowAddress(remoteAddr(remote), strike) {
+		return fault.TooManyFailures
+	}
+	return f
+}
+
+func remoteAddr(remote string) netip.Addr {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Addr{} // a Unix socket
+	}
+	return ap.Addr().Unmap().WithZone("")
+}
+
+// guarded puts the guard before an HTTP server of ours that is not the proxy, with TLS as it is at the moment.
+func (s *Server) guarded(name string, l net.Listener, srv *http.Server) net.Listener {
+	return guard.NewListener(l, guard.Options{
+		Current: func() *tls.Config { return s.now().tls[name] },
+		Limits: func() guard.Limits {
+			return guard.Limits{Bytes: srv.MaxHeaderBytes, Fields: maxFields, Target: maxTarget}
+		},
+		HeaderTimeout: srv.ReadHeaderTimeout, ErrorLog: srv.ErrorLog,
+		Rejected: func() { s.limits.report.Count(name, limit.Handshake) },
+	})
+}
+
+// behindGuard prepares an HTTP server for a listener of guarded.
+func (s *Server) behindGuard(name string, srv *http.Server) {
+	srv.ConnContext = guard.With
+	srv.Handler = guard.Handler(srv.Handler, func(w http.ResponseWriter, r *http.Request, why guard.Refusal) {
+		f := proxy.RefusedFault(why)
+		s.limits.report.Reject(name, limit.ReasonOf(f.Code), logrus.Fields{"remote": r.RemoteAddr, "err": why})
+		fault.Write(w, r, f, "")
+	})
+}
+
+// holder is whose account a session is on.
+type holder struct{ tenant, subject string }
+
+func holderOf(id *auth.Identity) holder {
+	if id == nil {
+		return holder{}
+	}
+	return holder{id.Tenant, id.Subject}
+}
