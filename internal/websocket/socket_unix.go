@@ -21,8 +21,8 @@ type socket struct {
 
 // newSocket returns nil when conn is not a bare TCP socket. Types that wrap one are none: their Read may do more.
 func newSocket(conn net.Conn) *socket {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
+	tcp := bare(conn)
+	if tcp == nil {
 		return nil
 	}
 	raw, err := tcp.SyscallConn()

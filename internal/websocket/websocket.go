@@ -176,6 +176,16 @@ func (c *Conn) TCPConn() *net.TCPConn {
 	}
 }
 
+// bare returns a TCP connection that may be read and written in other ways than by its own Read and Write: one that nothing
+// wraps, but for what only keeps account. Else it returns nil.
+func bare(conn net.Conn) *net.TCPConn {
+	if account, ok := conn.(interface{ Bare() net.Conn }); ok {
+		conn = account.Bare()
+	}
+	tcp, _ := conn.(*net.TCPConn)
+	return tcp
+}
+
 // LocalAddr returns the local address of the connection beneath.
 func (c *Conn) LocalAddr() net.Addr { return c.conn.LocalAddr() }
 

@@ -48,8 +48,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 // writeSome sends a message with the beginning of p, by means of buf, and returns how much that is. The caller holds
 // wmu.
 func (c *Conn) writeSome(p []byte, buf *buffer) (int, error) {
-	tcp, ok := c.conn.(*net.TCPConn)
-	if !ok || c.client || len(p) < vectorFrom {
+	tcp := bare(c.conn)
+	if tcp == nil || c.client || len(p) < vectorFrom {
 		p = p[:min(len(p), bufferData, c.maxMessage)]
 		return len(p), c.sendLocked(c.frame(buf.bytes[:HeaderRoom+len(p)], p))
 	}
