@@ -34,6 +34,10 @@ func (p *pool) claim(k *link, at *place) error {
 	}
 	for other := range p.links {
 		if !other.leaving && other.nodeID == k.nodeID && other.settings == k.settings {
+			if at.passed < patience {
+				at.passed++
+				return errElsewhere
+			}
 			return errSameNode
 		}
 	}
@@ -46,6 +50,13 @@ func (p *pool) claim(k *link, at *place) error {
 	}
 	p.notifyLocked()
 	return nil
+}
+
+// impatient makes a place try a few times at once again.
+func (p *pool) impatient(at *place) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at.passed = 0
 }
 
 // crowdedLocked reports whether a new link should be given up for one to another node: to a zone with fewer links, or to any

@@ -16,7 +16,7 @@ import (
 // pool holds the sessions of a client and brings what arrives on them to its listeners.
 //
 //	slot goroutines (one for each wanted connection)
-//	    dial ──► same node as another link? ──► close, look again later; a poor choice of zone or node: a few times at once
+//	    dial ──► same node as another link, or a poor zone? ──► close, try again: a few times at once, then less and less often
 //	      ▲            │ no
 //	      │            ▼
 //	      │          link: accept, offer every listener, renew the token
@@ -148,6 +148,7 @@ func (p *pool) keep(ctx context.Context, at *place) {
 			failed.Reset()
 			if p.pause(ctx, same.Next(), lost) {
 				same.Reset()
+				p.impatient(at)
 			}
 		default:
 			report.failed(err)
