@@ -101,37 +101,6 @@ func (c *cluster) destroySessions(t *testing.T) {
 	}
 }
 
-// TestClusterSharesOutEvenly is not parallel: load of others would shift it.
-func TestClusterSharesOutEvenly(t *testing.T) { balanced(t, 2_000, 3) }
-
-// balanced has one agent on one node and nine on another, and wants each to get a tenth of the requests to any node.
-func balanced(t *testing.T, requests int, within float64) {
-	c := startCluster(t, 3, "")
-	for i := range 10 {
-		n := c.nodes[min(i, 1)]
-		service := serve(t, func(w http.ResponseWriter, r *http.Request) { reply(w, "%d", i) })
-		launchAgent(t, n, agentOptions{Connect: "connections = 1"}, offer{Endpoint: "e", Addr: service})
-	}
-	c.awaitSessions(t, "e", 10, settle)
-	c.routed(t, "e")
-	for k, n := range c.nodes {
-		client := n.client(t)
-		got := make([]float64, 10)
-		for range requests {
-			a := get(t, client, at("e", "/"))
-			if len(a.body) != 1 {
-				t.Fatalf("status %d %s", a.StatusCode, a.body)
-			}
-			got[a.body[0]-'0'] += 100 / float64(requests)
-		}
-		t.Logf("through n%d: the agent alone gets %.1f %%, the others from %.1f %% to %.1f %%", k+1, got[0], slices.Min(got[1:]),
-			slices.Max(got[1:]))
-		if slices.Min(got) < 10-within || slices.Max(got) > 10+within {
-			t.Errorf("through n%d the agents get %.1f %%: want 10 %% each", k+1, got)
-		}
-	}
-}
-
 // TestClusterRoutesANewEndpointAtOnce is not parallel: it measures how fast.
 func TestClusterRoutesANewEndpointAtOnce(t *testing.T) { propagation(t, 30) }
 

@@ -42,7 +42,8 @@ func rollingRestart(t *testing.T, o rolling) {
 		load.Endpoints = append(load.Endpoints, fmt.Sprint("e", i))
 		c.agents(t, 1, offer{Endpoint: load.Endpoints[i], Addr: service})
 	}
-	c.agents(t, 2, offer{Endpoint: "g", Addr: serveCalls(t)}, offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"},
+	calls := serveGRPC(t, &grpcService{cancelled: make(chan struct{}, 1<<16)})
+	c.agents(t, 2, offer{Endpoint: "g", Addr: calls}, offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"},
 		offer{Endpoint: "bulk", Addr: serveTCP(t, func(c *net.TCPConn) { hashing(c) }), Protocol: "tcp"})
 	load.Calls = o.held
 	load.Forward = freeAddress(t)

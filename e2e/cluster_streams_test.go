@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"testing"
 	"time"
 
 	"github.com/coder/websocket"
@@ -211,23 +210,6 @@ func (s call) exchange() error {
 func (s call) goodbye() error {
 	s.end()
 	return s.conn.Close()
-}
-
-// serveCalls runs a gRPC service that gives back what it is sent.
-func serveCalls(t testing.TB) string {
-	t.Helper()
-	l := listen(t)
-	server := grpc.NewServer()
-	pb.RegisterTestServiceServer(server, &grpcService{cancelled: make(chan struct{}, 1<<16)})
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	t.Cleanup(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Errorf("gRPC service: %v", err)
-		}
-	})
-	return l.Addr().String()
 }
 
 // hashing is a service that reads all there is and answers with its hash.

@@ -118,24 +118,13 @@ func (s *grpcService) FullDuplexCall(
 func startGRPC(t *testing.T) (clients map[string]pb.TestServiceClient, s *grpcService, n *node) {
 	t.Helper()
 	s = &grpcService{cancelled: make(chan struct{}, 1)}
-	l := listen(t)
-	server := grpc.NewServer()
-	pb.RegisterTestServiceServer(server, s)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	t.Cleanup(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Errorf("gRPC service: %v", err)
-		}
-	})
-
+	address := serveGRPC(t, s)
 	ca := newAuthority(t)
 	cert, key := ca.issue(t, "g.piko.test")
 	n = startNode(t, nodeOptions{Proxy: `endpoint_wait = "0s"`})
 	secure := startNode(t, nodeOptions{Proxy: fmt.Sprintf("[proxy.tls]\ncert = %q\nkey = %q", cert, key)})
 	for _, node := range []*node{n, secure} {
-		startAgent(t, node, agentOptions{}, offer{Endpoint: "g", Addr: l.Addr().String()})
+		startAgent(t, node, agentOptions{}, offer{Endpoint: "g", Addr: address})
 	}
 	dial := func(n *node, o ...grpc.DialOption) pb.TestServiceClient {
 		c, err := grpc.NewClient("passthrough:///"+n.proxy, append(o, grpc.WithNoProxy())...)
