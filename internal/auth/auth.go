@@ -153,6 +153,18 @@ func (v *Verifier) KeysAge() (time.Duration, bool) {
 	return v.set.age()
 }
 
+// Trouble returns why the last fetch of the key set did not succeed, or nil. Tokens may be verified all the same, with the
+// keys of an earlier one.
+func (v *Verifier) Trouble() error {
+	if v == nil || v.set == nil {
+		return nil
+	}
+	if text := v.set.source.failed.Load(); text != nil {
+		return fmt.Errorf("fetch key set %s: %s", v.set.source.name(), *text)
+	}
+	return nil
+}
+
 // Authenticate returns who sent a request with this header. A nil verifier asks nobody: it returns a nil identity,
 // which permits everything. It may wait for one fetch of the key set when a token names a key that is not known yet.
 func (v *Verifier) Authenticate(ctx context.Context, h http.Header) (*Identity, error) {

@@ -29,11 +29,7 @@ func endpointOf(r *http.Request, s *Settings) (string, *fault.Fault) {
 	default:
 		return "", &fault.InvalidEndpoint
 	}
-	domains := s.Domains
-	if own := s.ownDomain(r.Host); own != nil {
-		domains = own
-	}
-	name, err := endpoint.FromHost(r.Host, domains)
+	_, name, err := s.Endpoint(r.Host)
 	switch {
 	case err == nil:
 		return name, nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/endpoint"
 )
 
 // Settings are the parts of the proxy's behaviour that may change while it runs. A value is never changed after it was
@@ -119,12 +120,15 @@ func (s *Settings) tenantOf(host string) string {
 	return ""
 }
 
-// ownDomain returns the domain of a tenant that a host is in, as a list, or nil.
-func (s *Settings) ownDomain(host string) []string {
+// Endpoint returns the endpoint that a host names, and the tenant it belongs to, if any. Errors are those of package
+// endpoint.
+func (s *Settings) Endpoint(host string) (tenant, name string, err error) {
+	domains := s.Domains
 	if i := s.fitting(host); i >= 0 {
-		return []string{s.Tenants[i].Domain}
+		tenant, domains = s.Tenants[i].Tenant, []string{s.Tenants[i].Domain}
 	}
-	return nil
+	name, err = endpoint.FromHost(host, domains)
+	return tenant, name, err
 }
 
 func (s *Settings) fitting(host string) int {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/acme"
 	"github.com/pikoproxy/piko/internal/config"
-	"github.com/pikoproxy/piko/internal/endpoint"
+	"github.com/pikoproxy/piko/internal/proxy"
 	"github.com/pikoproxy/piko/internal/router"
 )
 
@@ -42,11 +42,12 @@ func (s *Server) newACME() error {
 // offered reports whether an agent offers the endpoint of a host.
 func (s *Server) offered(host string) bool {
 	c := &s.now().config
-	name, err := endpoint.FromHost(host, c.Proxy.Domains)
+	names := proxy.SettingsOf(c.Proxy, c.Upstream.Tenants)
+	tenant, name, err := names.Endpoint(host)
 	if err != nil {
 		return false
 	}
-	explained, known := s.router.Explain(router.Key(name))
+	explained, known := s.router.Explain(router.KeyOf(tenant, name))
 	return known && len(explained.Upstreams) > 0
 }
 

@@ -140,6 +140,20 @@ func (n *running) try(url string, headers ...string) (answer, error) {
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
+	return n.do(req)
+}
+
+// send sends a request and reads the whole answer.
+func (n *running) send(req *http.Request) answer {
+	n.t.Helper()
+	a, err := n.do(req)
+	if err != nil {
+		n.t.Fatalf("%s %s: %v", req.Method, req.URL, err)
+	}
+	return a
+}
+
+func (n *running) do(req *http.Request) (answer, error) {
 	resp, err := n.client.Do(req)
 	if err != nil {
 		return answer{}, err

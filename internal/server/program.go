@@ -65,9 +65,6 @@ func (s *settings) Check() error {
 
 // Run is one life of a node.
 func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
-	if s.c.Upstream.AllowUnauthenticated && !s.c.Upstream.Auth.Enabled() {
-		p.Log.WithField("listener", upstreamListener).Warn("everybody who reaches this listener may offer any endpoint")
-	}
 	offer, _ := p.Predecessor()
 	srv, err := New(s.c, Options{
 		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Listen: p.Listen, Status: p.Status,

@@ -41,6 +41,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.limits.memory.Run(life) })
 	group.Go(func() error { return s.sessions.expire(life, s) })
 	group.Go(func() error { return s.leases.Run(life) })
+	group.Go(func() error { return s.vigil.run(life) })
 	group.Go(func() error { return s.summarize(life) })
 	group.Go(func() error { return s.acme.Run(life) })
 	if s.cluster != nil {

@@ -105,6 +105,7 @@ type Server struct {
 	leases   *auth.Leases // of clients
 	limits   *limits
 	tally    *tally
+	vigil    *vigil
 	cluster  *membership // nil for a node that is alone
 	alone    *membership // of such a node, for a handover; see others
 	paired   atomic.Bool // alone is in use
@@ -150,6 +151,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions = newSessions(c.Upstream.MaxSessions)
+	s.vigil = newVigil(s)
 	s.leases = auth.NewLeases(func(id *auth.Identity) error { return s.now().clients.Judge(id) })
 	s.metrics = newMetrics(s)
 	options := router.Options{Registerer: s.registry, Settings: routing(&c)}

@@ -43,10 +43,12 @@ func Server(section string, c config.TLS, protocols ...string) (*tls.Config, err
 	}
 	if c.ClientCA != "" {
 		out.ClientCAs, out.ClientAuth = b.pool(section+".client_ca", c.ClientCA), tls.RequireAndVerifyClientCert
+		out.VerifyConnection = resumable(out.ClientCAs)
 	}
 	if err := b.err(); err != nil {
 		return nil, err
 	}
+	ownTickets(out)
 	return out, nil
 }
 
