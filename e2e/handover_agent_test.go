@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestHandoverOfAgentAndForwarder is not parallel: it measures.
+func TestHandoverOfAgentAndForwarder(t *testing.T) {
+	n := startNode(t, nodeOptions{})
+	s := listenSystemd(t)
+	agent := startAgent(t, n, agentOptions{Env: []string{"NOTIFY_SOCKET=" + s.path}}, offer{Endpoint: "e", Addr: serve(t, echoAll)},
+		offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"})
+	address, f := freeAddress(t), listenSystemd(t)
+	forward := start(t, []string{"NOTIFY_SOCKET=" + f.path}, "piko-forward", address, "tcp", "--url", "http://"+n.proxy)
+	forward.awaitListen(t, "tcp", address)
+	load := startTraffic(t, n, trafficOptions{Endpoint: "e", Rate: 200})
+	held := connect(t, address)
+	mustWrite(t, held, "a")
+	mustRead(t, held, "a")
+	old := []int{agent.cmd.Process.Pid, forward.cmd.Process.Pid}
+	next := []int{handOver(t, s, old[0]), handOver(t, f, old[1])}
+	for i := range 100 {
+		text := fmt.Sprintf("%03d", i)
+		c := connect(t, address)
+		mustWrite(t, c, text)
+		mustRead(t, c, text)
+		_ = c.Close()
+	}
+	mustWrite(t, held, "b") // in two old processes
+	mustRead(t, held, "b")
+	_ = held.Close()
+	awaitEnd(t, old[0])
+	awaitEnd(t, old[1])
+	load.end()
+	if most := time.Duration(load.slowest.Load()); most >= 500*time.Millisecond {
+		t.Errorf("a request took %s: want less than 500 ms", most)
+	}
+	if !alive(next[0]) || !alive(next[1]) {
+		t.Error("a process that has taken over is gone")
+	}
+	if log := agent.output(t); strings.Contains(log, "level=error") {
+		t.Errorf("the agents complain:\n%s", log)
+	}
+}
+
+// TestWatchdogAndDrainAreToldToSystemd looks at what a service of systemd's says of itself.
+func TestWatchdogAndDrainAreToldToSystemd(t *testing.T) {
+	t.Parallel()
+	s := listenSystemd(t)
+	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
+	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("[proxy]\nlisten = %q\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n",
+		n.proxy, n.upstream, n.admin))
+	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path, "WATCHDOG_USEC=400000"}, "pikod", "--config", n.file)
+	n.awaitReady(t, n.admin)
+	began := make(chan struct{}, 1)
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "slow", Addr: serve(t, slow(began))})
+	await(t, "signs of life", settle, func() error {
+		if have := s.count("WATCHDOG=1"); have < 5 {
+			return fmt.Errorf("%d", have)
+		}
+		return nil
+	})
+	if log := n.output(t); strings.Contains(log, "watchdog") || strings.Contains(log, "PIKO-E") {
+		t.Errorf("the question is heard of in the log:\n%s", log)
+	}
+	running := inFlight(t, n.client(t), at("slow", "/early"))
+	wait(t, "the request", settle, began)
+	n.signal(t, 15)
+	if err := wait(t, "the request that runs", settle, running); err != nil {
+		t.Error(err)
+	}
+	if code := n.exit(t, settle); code != 0 || s.count("STOPPING=1") != 1 || s.count("EXTEND_TIMEOUT_USEC=") < 4 {
+		t.Errorf("exit %d; systemd was told %q", code, s.told)
+	}
+}
