@@ -38,7 +38,7 @@ func (p *process) processor(t testing.TB) time.Duration {
 
 // TestLongHop measures what it costs that a request comes to a node without an agent for it.
 func TestLongHop(t *testing.T) {
-	const clients, each, rounds = 1000, 30, 5
+	const clients, each, rounds = 1000, 12, 5
 	c := startCluster(t, 2, "")
 	onNode(t, c.nodes[0], "e", "ok")
 	c.routed(t, "e")

@@ -19,12 +19,12 @@ type known struct {
 type waiting struct {
 	seq  uint64
 	till time.Time
-	f    func()
+	f    func(known bool)
 }
 
-// WhenKnown calls f once all peers that are up have taken in what this node holds now, or after 2 s. f is called once,
-// by a goroutine of Run, and must not block; it is not called any more after the end of Run.
-func (p *Peers) WhenKnown(f func()) {
+// WhenKnown calls f once all peers that are up have taken in what this node holds now, or after 2 s, and says which it was. f is
+// called once, by a goroutine of Run, and must not block; it is not called any more after the end of Run.
+func (p *Peers) WhenKnown(f func(known bool)) {
 	k := &p.known
 	k.mu.Lock()
 	k.queue = append(k.queue, waiting{p.o.Local.Seq(), time.Now().Add(knownPatience), f})
@@ -55,7 +55,7 @@ func (k *known) run(ctx context.Context, settled func() uint64) {
 		}
 		low, now := settled(), time.Now()
 		for _, w := range k.take(low, now) {
-			w.f()
+			w.f(w.seq <= low)
 		}
 		if next, ok := k.next(); ok {
 			timer.Reset(time.Until(next))

@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/pikoproxy/piko/internal/backoff"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -117,11 +115,12 @@ func (p *Peer) run(ctx context.Context) {
 			return
 		}
 		if p.remote.Doubt() != Down {
-			level := logrus.WarnLevel
+			log := p.peers.o.Log.WithField("peer", p.ID())
 			if p.remote.Standing() == Leaving {
-				level = logrus.DebugLevel // as it said that it would be
+				log.Info("peer has left") // as it said that it would
+			} else {
+				log.WithError(err).Warn("peer is down")
 			}
-			p.peers.o.Log.WithField("peer", p.ID()).WithError(err).Log(level, "peer is down")
 		}
 		p.remote.SetDown(true)
 		nudge(p.peers.known.kick)

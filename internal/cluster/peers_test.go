@@ -144,7 +144,7 @@ func (m *member) sees(o *member, want map[string]int) {
 func (m *member) known() time.Duration {
 	m.t.Helper()
 	began, done := time.Now(), make(chan struct{})
-	m.WhenKnown(func() { close(done) })
+	m.WhenKnown(func(bool) { close(done) })
 	select {
 	case <-done:
 	case <-time.After(patience):

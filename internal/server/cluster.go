@@ -28,6 +28,7 @@ const (
 	leaveTimeout    = 5 * time.Second
 	handOverTimeout = 5 * time.Second // for agents to appear at other nodes, before this one refuses streams of peers
 	handOverLook    = 50 * time.Millisecond
+	publishTimeout  = 5 * time.Second // for the directory to have what a peer has not acknowledged
 )
 
 // membership is what makes a node one of a cluster: what it holds, what the others hold, the sessions between them, and
@@ -257,6 +258,16 @@ func (m *membership) leave(ctx context.Context) {
 	if err := m.directory.Leave(ctx); err != nil {
 		m.server.o.Log.WithError(err).Warn("left without telling the directory")
 	}
+}
+
+// publish returns when the directory has a key of this node, or after a while: what else an agent could do than go on is nothing.
+func (m *membership) publish(ctx context.Context, key router.Key) {
+	if m.directory == nil {
+		return // two processes of one node that is alone
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	_ = m.directory.Published(ctx, key) // says only that the time is over
 }
 
 // nodes lists all nodes, sorted.

@@ -63,23 +63,29 @@ func (d *desk) Listen(t *tunnel.Session, l tunnel.Listen) {
 	})
 	// The answer uses the agent's own spelling, by which it knows the listener. If it does not arrive the session has
 	// ended.
-	d.confirm(t, l.Endpoint)
+	d.confirm(t, l.Endpoint, key)
 	x.announce(d.server.o.Log)
 	if d.server.o.Log.IsLevelEnabled(logrus.DebugLevel) {
 		d.server.o.Log.WithFields(x.fields()).WithField("endpoint", name).Debug("endpoint offered")
 	}
 }
 
-// confirm tells the agent that an endpoint is routable: at once for a node that is alone, else when the others know.
-func (d *desk) confirm(t *tunnel.Session, name string) {
+// confirm tells the agent that an endpoint is routable: at once for a node that is alone, else when the others know. They are
+// told by this node, and where one of them does not answer in time, by the directory.
+func (d *desk) confirm(t *tunnel.Session, name string, key router.Key) {
 	s := d.server
 	others := s.others()
 	if others == nil {
 		_ = t.Listening(name)
 		return
 	}
-	others.peers.WhenKnown(func() {
-		s.sessions.spawn(func() { _ = t.Listening(name) })
+	others.peers.WhenKnown(func(known bool) {
+		s.sessions.spawn(func() {
+			if !known {
+				others.publish(d.ctx, key)
+			}
+			_ = t.Listening(name)
+		})
 	})
 }
 
