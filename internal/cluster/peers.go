@@ -31,7 +31,7 @@ const (
 	redialMin        = 50 * time.Millisecond
 	redialMax        = time.Second
 	peerStreams      = 15 << 10
-	unaccepted       = 4 << 10
+	unaccepted       = peerStreams
 
 	headerBytes = 8 << 10
 

@@ -148,9 +148,6 @@ func (s *Stream) Release() {
 		p.drop()
 		return
 	}
-	if c, ok := p.Conn.(interface{ Shrink() }); ok {
-		c.Shrink()
-	}
 	p.since = u.router.now()
 	if !u.pools[p.pool].put(p) {
 		p.drop()

@@ -16,7 +16,7 @@ const (
 	defaultHeartbeat   = 10 * time.Second
 	defaultWrite       = time.Minute
 	defaultDead        = 25 * time.Second
-	defaultUnaccepted  = 256
+	defaultUnaccepted  = 1024
 )
 
 // Handler hears what the agent of a native session asks for. Its methods are called one after another, by a goroutine of
@@ -90,7 +90,8 @@ type DialOptions struct {
 	// CloseWait is how long a stream that was closed here waits for the far end to close it too, before it is reset;
 	// 0 means 10 s.
 	CloseWait time.Duration
-	// MaxUnaccepted bounds the streams that Accept has not returned yet; more are reset. 0 means 256.
+	// MaxUnaccepted bounds the streams that Accept has not returned yet; more are reset. 0 means 1,024, which is as many as
+	// a node opens by default: a burst is no fault.
 	MaxUnaccepted int
 	// OnRefused hears of an endpoint that the node takes back after it had been listening. It must not block.
 	OnRefused func(endpoint string, err *RefusedError)
