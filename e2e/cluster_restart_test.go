@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -164,6 +165,11 @@ func (c *cluster) roll(t *testing.T, o rolling, load crowdOptions, sessions int)
 	})
 	failures := f.end()
 	f.report(t)
+	for i, n := range c.nodes {
+		if strings.Contains(n.output(t), "peer is down") {
+			t.Errorf("n%d takes a node that stops as it should for one that is down", i+1)
+		}
+	}
 	for _, x := range f.breaks {
 		if !o.justified(x, restarts) {
 			x.err = fmt.Errorf("cut before the drain timeout: %w", x.err)
@@ -182,4 +188,35 @@ func (o rolling) justified(x failure, restarts []restart) bool {
 		}
 	}
 	return false
+}
+
+// TestClusterReplacesAgents is not parallel: it counts what fails under load.
+func TestClusterReplacesAgents(t *testing.T) {
+	const agents = 3
+	c := startCluster(t, 3, "")
+	service := serve(t, loadService)
+	launch := func() *process {
+		return launchAgent(t, c.nodes[0], agentOptions{URL: "http://" + c.upstreams, Connect: "connections = 2"},
+			offer{Endpoint: "e", Addr: service})
+	}
+	var all []*process
+	for range agents {
+		all = append(all, launch())
+	}
+	c.awaitSessions(t, "e", 2*agents, settle)
+	c.routed(t, "e")
+	f := startCrowd(t, c, crowdOptions{Rate: 200, Endpoints: []string{"e"}, Lasting: 2 * time.Second, Brief: 3})
+	t.Cleanup(func() { f.end() })
+	for i := range all {
+		pause(500 * time.Millisecond)
+		all[i].signal(t, syscall.SIGTERM)
+		if code := all[i].exit(t, settle); code != 0 {
+			t.Errorf("agent %d exits %d", i, code)
+		}
+		all[i] = launch()
+		c.awaitSessions(t, "e", 2*agents, settle)
+	}
+	failures := f.end()
+	f.report(t)
+	complain(t, failures, f.sent.Load())
 }
