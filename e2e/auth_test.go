@@ -24,6 +24,7 @@ type claims struct {
 	Endpoints []string
 	Expires   time.Time // default: in an hour
 	Key       string    // default: secret
+	ID        string    // jti; default: none
 }
 
 // sign makes a JWT by hand, so that it does not depend on the library that checks it.
@@ -36,6 +37,9 @@ func sign(t testing.TB, c claims) string {
 		c.Key = secret
 	}
 	payload := map[string]any{"exp": c.Expires.Unix(), "sub": "e2e"}
+	if c.ID != "" {
+		payload["jti"] = c.ID
+	}
 	if c.Endpoints != nil {
 		payload["piko"] = map[string]any{"endpoints": c.Endpoints}
 	}
