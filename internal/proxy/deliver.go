@@ -17,12 +17,9 @@ const lastWriteWait = 100 * time.Millisecond
 // deliver passes the final answer to the client and ends the exchange with the stream.
 func (x *exchange) deliver(s *router.Stream) {
 	x.head.bodyFor(x.r.Method)
-	h := x.w.Header()
-	x.copyFields(h)
-	x.finalFields(h)
 	x.record.status = x.head.status
 	x.responded = true
-	x.w.WriteHeader(x.head.status)
+	x.respond()
 	x.startCopier(bodyCopier{
 		br: s.Reader(), w: x.w, flusher: x.server.flusher(x.w), buffers: x.server.buffers, dirty: true,
 	})
@@ -31,15 +28,7 @@ func (x *exchange) deliver(s *router.Stream) {
 	if err != nil {
 		x.broken(s, err)
 	}
-	if len(trailer) > 0 {
-		// Flushed before, so that net/http does not count a short body and send a length, behind which no trailer fits.
-		x.copier.dirty = true
-		x.copier.flush()
-		for _, f := range trailer {
-			key := http.TrailerPrefix + f.name
-			h[key] = append(h[key], f.value)
-		}
-	}
+	x.respondTrailer(trailer)
 	sent := x.requestSent()
 	switch {
 	case sent && x.head.persistent():
@@ -52,6 +41,36 @@ func (x *exchange) deliver(s *router.Stream) {
 		x.copier.dirty = true
 		x.copier.flush()
 		x.stopBody()
+	}
+}
+
+// respond sends the head of the answer to the client.
+func (x *exchange) respond() {
+	if x.plain != nil {
+		x.plain.w.respond(x)
+		return
+	}
+	h := x.w.Header()
+	x.copyFields(h)
+	x.finalFields(h)
+	x.w.WriteHeader(x.head.status)
+}
+
+func (x *exchange) respondTrailer(trailer []field) {
+	if x.plain != nil {
+		x.plain.w.tail = trailer
+		return
+	}
+	if len(trailer) == 0 {
+		return
+	}
+	// Flushed before, so that net/http does not count a short body and send a length, behind which no trailer fits.
+	x.copier.dirty = true
+	x.copier.flush()
+	h := x.w.Header()
+	for _, f := range trailer {
+		key := http.TrailerPrefix + f.name
+		h[key] = append(h[key], f.value)
 	}
 }
 

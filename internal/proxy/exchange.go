@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ type exchange struct {
 	settings *Settings
 	w        http.ResponseWriter
 	r        *http.Request
+	plain    *plainConn // nil: by way of net/http
 	record   record
 
 	// What the request asks for; set by examine.
@@ -48,6 +50,7 @@ type exchange struct {
 	copier    bodyCopier
 	responded bool // the head of the final answer was written
 	switched  bool // the stream belongs to a relay now
+	stopWatch func() bool
 
 	timer struct {
 		sync.Mutex
@@ -115,7 +118,7 @@ const allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 func (x *exchange) examine() *fault.Fault {
 	r := x.r
 	x.maxForwards = -1
-	x.origin = originOf(r, x.settings.TrustedProxies)
+	x.origin = originOf(r, x.peer(), x.settings.TrustedProxies)
 	if f := x.limited(); f != nil {
 		return f
 	}
@@ -162,6 +165,14 @@ func (x *exchange) examine() *fault.Fault {
 		x.startBody()
 	}
 	return x.expectations()
+}
+
+// peer is the address of who sent the request; invalid for a client on a Unix socket.
+func (x *exchange) peer() netip.Addr {
+	if x.plain != nil {
+		return x.plain.peer
+	}
+	return addrOf(x.r.RemoteAddr)
 }
 
 // name finds the endpoint, by the path for TCP, else by header or host.
@@ -223,10 +234,21 @@ func (x *exchange) streamHeader(protocol string) tunnel.Header {
 	return h
 }
 
-// watch resets the stream as soon as the client is gone, so that the service need not work for nobody. The function
-// that it returns ends the watch.
-func (x *exchange) watch(s *router.Stream) (stop func() bool) {
-	return context.AfterFunc(x.r.Context(), func() { _ = s.Reset() })
+// watch resets the stream as soon as the client is gone, so that the service need not work for nobody, until unwatch.
+func (x *exchange) watch(s *router.Stream) {
+	if x.plain != nil {
+		x.plain.watch.hold(s)
+		return
+	}
+	x.stopWatch = context.AfterFunc(x.r.Context(), func() { _ = s.Reset() })
+}
+
+func (x *exchange) unwatch() {
+	if x.plain != nil {
+		x.plain.watch.drop()
+		return
+	}
+	x.stopWatch()
 }
 
 // awaitHead lets the stream's read deadline end the wait for an answer after d; 0 is no limit.

@@ -20,14 +20,10 @@ type origin struct {
 
 // originOf finds out who sends the request. Peers on a Unix socket are trusted as soon as any proxy is: its file mode
 // already decides who may connect.
-func originOf(r *http.Request, trusted config.CIDRs) origin {
-	o := origin{client: r.RemoteAddr, proto: "http", host: r.Host}
+func originOf(r *http.Request, peer netip.Addr, trusted config.CIDRs) origin {
+	o := origin{client: r.RemoteAddr, peer: peer, addr: peer, proto: "http", host: r.Host}
 	if r.TLS != nil {
 		o.proto = "https"
-	}
-	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		o.peer = ap.Addr().Unmap().WithZone("")
-		o.addr = o.peer
 	}
 	if len(trusted) == 0 || (o.peer.IsValid() && !trusted.Contains(o.peer)) {
 		return o
@@ -43,6 +39,15 @@ func originOf(r *http.Request, trusted config.CIDRs) origin {
 		o.host = v
 	}
 	return o
+}
+
+// addrOf takes the address out of host:port.
+func addrOf(hostPort string) netip.Addr {
+	ap, err := netip.ParseAddrPort(hostPort)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
 }
 
 // clientOf walks X-Forwarded-For from its right end, where the nearest proxy has written, and returns the first address

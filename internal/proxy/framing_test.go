@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/pikoproxy/piko/internal/logline"
 )
 
 // What the guard refuses is answered like every other fault: with a code and a problem, then the connection ends.
@@ -88,7 +90,7 @@ func TestRefusalIsLogged(t *testing.T) {
 	var out bytes.Buffer
 	logger := logrus.New()
 	logger.SetOutput(&out)
-	logger.SetFormatter(&logrus.JSONFormatter{})
+	logger.SetFormatter(&logline.Formatter{JSON: true})
 	f := newFixture(t, func(o *Options) { o.Log, o.AccessLog = logger, true })
 	if _, _, err := f.raw("GET /secret HTTP/1.1\r\nSecret : x\r\n\r\n"); err != nil {
 		t.Fatal(err)

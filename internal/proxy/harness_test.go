@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"context"
+	"flag"
 	"io"
 	"log"
 	"net"
@@ -89,6 +90,7 @@ func newFixture(t testing.TB, change func(*Options)) *fixture {
 	if change != nil {
 		change(&o)
 	}
+	o.onlyNetHTTP = onlyNetHTTP
 	server, err := New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -277,6 +279,26 @@ func readAll(t testing.TB, r *http.Response) string {
 	return string(b)
 }
 
+// onlyNetHTTP is set while the proxies of the tests serve everything by way of net/http.
+var onlyNetHTTP bool
+
+// bothWays runs all tests twice: with requests of the plain kind served by our own loop, and by net/http.
+type bothWays struct{ *testing.M }
+
+func (m bothWays) Run() int {
+	code := m.M.Run()
+	for _, name := range []string{"test.bench", "test.fuzz", "test.list"} {
+		if flag.Lookup(name).Value.String() != "" {
+			return code
+		}
+	}
+	if code == 0 {
+		onlyNetHTTP = true
+		code = m.M.Run()
+	}
+	return code
+}
+
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(bothWays{m})
 }

@@ -120,10 +120,10 @@ func (x *exchange) brokenBody(err error) {
 
 // try sends the request on the stream and passes the answer back.
 func (x *exchange) try(s *router.Stream, again bool) attempt {
-	stop := x.watch(s)
+	x.watch(s)
 	x.endWith(s, nil)
 	defer func() {
-		stop()
+		x.unwatch()
 		x.endWith(nil, nil)
 		if !x.switched {
 			_ = s.Close() // does nothing when something else has ended the stream, as it should

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/limit"
+	"github.com/pikoproxy/piko/internal/logline"
 )
 
 // maxLogged bounds what of a client's text goes into one field of the log, in bytes.
@@ -16,7 +18,11 @@ const maxLogged = 256
 
 // record is what is logged and counted about one exchange. It refers to the request only by strings.
 type record struct {
+	context.Context // nil: a log entry takes a record where a context belongs, and asks it for nothing but AppendTo
+
+	entry    logrus.Entry
 	began    time.Time
+	took     time.Duration
 	method   string
 	path     string
 	endpoint string
@@ -57,26 +63,38 @@ func (s *Server) finish(rec *record) {
 	if s.access == nil || !s.settings.Load().AccessLog || !s.access.IsLevelEnabled(logrus.InfoLevel) {
 		return
 	}
-	fields := logrus.Fields{
-		"method": cutText(rec.method), "path": cutText(rec.path), "status": rec.status, "client": rec.client,
-		"duration_us": took.Microseconds(), "received": rec.received, "sent": rec.sent, "proto": rec.proto,
-	}
-	if rec.endpoint != "" {
-		fields["endpoint"] = rec.endpoint
-	}
-	if rec.session != "" {
-		fields["session"] = rec.session
-	}
+	rec.took = took
+	rec.entry = logrus.Entry{Logger: s.access, Context: rec}
+	rec.entry.Log(logrus.InfoLevel, "request")
+}
+
+var _ logline.Record = (*record)(nil)
+
+// AppendTo writes the fields of the access log.
+func (rec *record) AppendTo(l *logline.Line) {
+	l.Text("client", rec.client)
 	if rec.code != "" {
-		fields["code"] = rec.code
+		l.Text("code", rec.code)
 	}
-	if rec.reason != "" {
-		fields["reason"] = string(rec.reason)
+	l.Int("duration_us", rec.took.Microseconds())
+	if rec.endpoint != "" {
+		l.Text("endpoint", rec.endpoint)
 	}
 	if rec.err != nil {
-		fields["err"] = cutText(rec.err.Error())
+		l.Text("err", cutText(rec.err.Error()))
 	}
-	s.access.WithFields(fields).Info("request")
+	l.Text("method", cutText(rec.method))
+	l.Text("path", cutText(rec.path))
+	l.Text("proto", rec.proto)
+	if rec.reason != "" {
+		l.Text("reason", string(rec.reason))
+	}
+	l.Int("received", rec.received)
+	l.Int("sent", rec.sent)
+	if rec.session != "" {
+		l.Text("session", rec.session)
+	}
+	l.Int("status", int64(rec.status))
 }
 
 func cutText(s string) string {

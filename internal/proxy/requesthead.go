@@ -30,13 +30,7 @@ func (x *exchange) appendHead(b []byte) []byte {
 		b = append(b, x.endpoint...) // an HTTP/1.0 client need not name a host; an HTTP/1.1 request must
 	}
 	b = append(b, "\r\n"...)
-	for name, lines := range r.Header {
-		if x.keepsField(name) {
-			for _, line := range lines {
-				b = appendField(b, name, line)
-			}
-		}
-	}
+	b = x.appendFields(b)
 	b = x.origin.append(b, r.Header)
 	if x.answersMaxForwards() {
 		b = strconv.AppendInt(append(b, "Max-Forwards: "...), x.maxForwards-1, 10)
@@ -61,6 +55,26 @@ func (x *exchange) appendHead(b []byte) []byte {
 		}
 	}
 	return append(b, "\r\n"...)
+}
+
+// appendFields writes the client's fields that go on to the service, in their order where that is known.
+func (x *exchange) appendFields(b []byte) []byte {
+	if x.plain != nil {
+		for _, f := range x.plain.fields {
+			if x.keepsField(f.name) {
+				b = appendField(b, f.name, f.value)
+			}
+		}
+		return b
+	}
+	for name, lines := range x.r.Header {
+		if x.keepsField(name) {
+			for _, line := range lines {
+				b = appendField(b, name, line)
+			}
+		}
+	}
+	return b
 }
 
 // appendHops writes the hop-by-hop fields for the connection to the service, which are ours.

@@ -35,8 +35,10 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +47,6 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/auth"
-	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 )
@@ -77,6 +78,8 @@ type Options struct {
 	Log        *logrus.Logger        // for requests; nil: none are logged
 	ErrorLog   *log.Logger           // for what net/http has to say; nil: its default
 	Registerer prometheus.Registerer // nil: metrics are counted but not published
+
+	onlyNetHTTP bool
 }
 
 // Server is the proxy listener of a node. Make one with [New].
@@ -96,21 +99,19 @@ type Server struct {
 
 	exchanges sync.Pool // of *exchange
 	heads     sync.Pool // of *[]byte
+	answers   sync.Pool // of *[plainRoom]byte
+
+	date        clock
+	onlyNetHTTP bool // for tests: serve nothing by our own loop
 
 	tracker  tracker // of requests and switched connections
-	conns    tracker // of clients' connections
 	draining atomic.Bool
+	retiring sync.WaitGroup // of fronts
 
-	mu      sync.Mutex // guards the following
-	serving []*serving
-	life    context.Context // ends when what runs is cut off; made by the first Serve
-	kill    context.CancelFunc
-}
-
-// serving is one listener, and what answers its connections.
-type serving struct {
-	*http.Server
-	listener *guard.Listener
+	mu     sync.Mutex // guards the following
+	fronts map[*front]struct{}
+	life   context.Context // ends when what runs is cut off; made by the first Serve
+	kill   context.CancelFunc
 }
 
 // lastCall is how long connections are still read when no new ones are accepted. What a client has sent before it could
@@ -128,8 +129,10 @@ func New(o Options) (*Server, error) {
 		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
+	s.answers.New = func() any { return new([plainRoom]byte) }
+	s.fronts = make(map[*front]struct{})
+	s.onlyNetHTTP = o.onlyNetHTTP
 	s.tracker.init()
-	s.conns.init()
 	s.Apply(o.Settings)
 	s.ApplyToListeners(o.Limits, o.TLS)
 	return s, nil
@@ -156,74 +159,20 @@ func (s *Server) Apply(settings Settings) {
 // Serve answers the clients that l accepts, until [Server.Shutdown] or until l fails. It closes l. It may be called for
 // several listeners. From ctx come only values: its end does not touch a request, for that is what Shutdown is for.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	e := s.edge.Load()
-	srv, err := s.newServing(context.WithoutCancel(ctx), e, l)
+	f, err := s.newFront(context.WithoutCancel(ctx), s.edge.Load(), l)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	err = srv.Serve(srv.listener)
-	if s.draining.Load() || errors.Is(err, http.ErrServerClosed) {
+	err = f.accept()
+	if s.draining.Load() {
 		return nil
 	}
+	f.retire()
 	return fmt.Errorf("accept clients on %s: %w", l.Addr(), err)
-}
-
-//nolint:contextcheck // see Serve
-func (s *Server) newServing(ctx context.Context, e *edge, l net.Listener) (*serving, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining.Load() {
-		return nil, http.ErrServerClosed
-	}
-	if s.life == nil {
-		s.life, s.kill = context.WithCancel(ctx)
-	}
-	life := s.life
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
-	guarded := guard.NewListener(l, guard.Options{
-		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
-		HandshakeTimeout: e.limits.HandshakeTimeout, Rejected: s.handshakeFailed,
-		ErrorLog: s.errorLog,
-	})
-	srv := &http.Server{
-		Handler:           http.HandlerFunc(s.handle),
-		Protocols:         protocols,
-		TLSConfig:         e.tls.Clone(), // net/http writes into it
-		ReadHeaderTimeout: e.limits.ReadHeaderTimeout,
-		IdleTimeout:       e.limits.IdleTimeout,
-		MaxHeaderBytes:    e.limits.MaxHeaderBytes,
-		ErrorLog:          s.errorLog,
-		BaseContext:       func(net.Listener) context.Context { return life },
-		ConnContext:       s.connContext,
-		ConnState:         s.countConns,
-		// No ReadTimeout and no WriteTimeout: they would cut long bodies and streams.
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          e.limits.MaxStreams,
-			MaxReadFrameSize:              16 << 10,
-			MaxReceiveBufferPerStream:     256 << 10,
-			MaxReceiveBufferPerConnection: 1 << 20,
-		},
-	}
-	v := &serving{srv, guarded}
-	s.serving = append(s.serving, v)
-	return v, nil
 }
 
 // handshakeFailed is told by the guard, which logs it too.
 func (s *Server) handshakeFailed() { s.report.Count(limit.Proxy, limit.Handshake) }
-
-// countConns is told by net/http of the lives of its connections.
-func (s *Server) countConns(_ net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		s.conns.add()
-	case http.StateClosed, http.StateHijacked:
-		s.conns.done()
-	}
-}
 
 // lifetime is the context of what outlives the handlers of net/http.
 func (s *Server) lifetime() context.Context {
@@ -232,11 +181,15 @@ func (s *Server) lifetime() context.Context {
 	return s.life
 }
 
-// handle answers one request of a client.
-func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+// handle answers one request that net/http has read.
+func (s *Server) handle(w http.ResponseWriter, r *http.Request) { s.serve(w, r, nil) }
+
+// serve answers one request of a client. It comes by the plain connection, or by net/http if that is nil.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain *plainConn) {
 	s.tracker.add()
 	s.metrics.inFlight.Inc()
 	x := s.newExchange(w, r)
+	x.plain = plain
 	defer func() { //nolint:contextcheck // the request carries its context
 		// Also when the handler panics with http.ErrAbortHandler, which is how an answer is broken off.
 		s.metrics.inFlight.Dec()
@@ -272,28 +225,30 @@ func (noFlusher) Flush() {}
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining.Store(true)
-	serving, kill := s.serving, s.kill
+	fronts, kill := slices.Collect(maps.Keys(s.fronts)), s.kill
 	s.mu.Unlock()
-	for _, srv := range serving {
-		srv.listener.Retire()
-	}
 	// From here on every answer is the last one of its connection.
+	for _, f := range fronts {
+		f.guarded.Retire()
+	}
 	moment, cancel := context.WithTimeout(ctx, lastCall)
 	defer cancel()
-	_ = s.conns.wait(moment) // those that are left are the concern of what follows
+	for _, f := range fronts {
+		_ = f.conns.wait(moment) // those that are left are the concern of what follows
+	}
 	var wait sync.WaitGroup
-	for _, srv := range serving {
-		// Its error is that of ctx, or of closing a listener; both show below.
-		wait.Go(func() { _ = srv.Shutdown(ctx) })
+	for _, f := range fronts {
+		wait.Go(func() { f.shutdown(ctx) })
 	}
 	wait.Wait()
 	err := s.tracker.wait(ctx)
 	if kill != nil {
 		kill()
 	}
-	for _, srv := range serving {
-		_ = srv.Close()
+	for _, f := range fronts {
+		f.close()
 	}
+	s.retiring.Wait()
 	s.tracker.waitAll()
 	return err
 }

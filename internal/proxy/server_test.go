@@ -23,6 +23,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/fault"
+	"github.com/pikoproxy/piko/internal/logline"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
@@ -222,7 +223,7 @@ func TestAccessLogAndMetrics(t *testing.T) {
 	var out syncBuffer
 	l := logrus.New()
 	l.SetOutput(&out)
-	l.SetFormatter(&logrus.JSONFormatter{})
+	l.SetFormatter(&logline.Formatter{JSON: true})
 	reg := prometheus.NewRegistry()
 	f := newFixture(t, func(o *Options) {
 		o.Log, o.Registerer, o.AccessLog = l, reg, true

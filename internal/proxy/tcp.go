@@ -31,9 +31,9 @@ func (x *exchange) serveTCP() {
 		return
 	}
 	x.record.session = s.Upstream().Session().ID()
-	stop := x.watch(s)
+	x.watch(s)
 	conn, err := websocket.Accept(passing{x.w}, x.r, websocket.AcceptOptions{})
-	stop()
+	x.unwatch()
 	if err != nil {
 		_ = s.Reset()
 		x.record.status, x.record.err = http.StatusBadRequest, err
