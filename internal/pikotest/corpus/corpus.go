@@ -53,7 +53,7 @@ func Load(t testing.TB, file string) []Entry {
 func latin1(s string) string {
 	b := make([]byte, 0, len(s))
 	for _, c := range s {
-		b = append(b, byte(c))
+		b = append(b, byte(c)) //nolint:gosec // the corpus has no character above 255
 	}
 	return string(b)
 }
@@ -136,20 +136,20 @@ func (f Front) Try(t testing.TB, e Entry, w Way) {
 
 	answers := answersIn(got)
 	for range w.goods {
-		if len(answers) == 0 || answers[0].StatusCode != http.StatusOK {
+		if len(answers) == 0 || answers[0].status != http.StatusOK {
 			t.Fatalf("the good request in front was answered by %q", got)
 		}
 		answers = answers[1:]
 	}
 	status := 0
 	if len(answers) > 0 {
-		status = answers[0].StatusCode
+		status = answers[0].status
 	}
 	if !e.allows(status) && !e.handsOver(got) {
 		t.Errorf("answer %d, want one of %v: %q", status, e.Expect, cut(got))
 	}
 	for _, a := range answers {
-		if a.StatusCode >= 400 && a.Header.Get("Piko-Error") == "" {
+		if a.status >= 400 && a.header.Get("Piko-Error") == "" {
 			t.Errorf("an error answer that is not ours: %q", cut(got))
 		}
 	}
