@@ -100,7 +100,7 @@ func TestClusterRebalances(t *testing.T) {
 	const threshold, agents = 0.2, 9
 	c := startClusterOf(t, 3, func(int) nodeOptions {
 		return nodeOptions{
-			Top: "drain_timeout = \"10s\"", Proxy: "access_log = false",
+			Top: "drain_timeout = \"2s\"", Proxy: "access_log = false",
 			Upstream: fmt.Sprintf("[upstream.rebalance]\nthreshold = %v\nshed_rate = 0.3\nmin_sessions = 4", threshold),
 		}
 	})
@@ -114,7 +114,7 @@ func TestClusterRebalances(t *testing.T) {
 		return nil
 	})
 	c.agents(t, agents, offer{Endpoint: "e", Addr: serve(t, loadService)})
-	f := startCrowd(t, c, crowdOptions{Rate: 150, Endpoints: []string{"e"}, Lasting: 2 * time.Second, Brief: 3})
+	f := startCrowd(t, c, crowdOptions{Rate: 150, Endpoints: []string{"e"}, Lasting: time.Second, Brief: 3, Held: 4})
 	t.Cleanup(func() { f.end() })
 	c.nodes[absent].run(t)
 	back := time.Now()
@@ -136,5 +136,5 @@ func TestClusterRebalances(t *testing.T) {
 	pause(time.Until(back.Add(5 * time.Second))) // some more load
 	failures := f.end()
 	f.report(t)
-	complain(t, failures, f.sent.Load())
+	complain(t, append(failures, f.breaks...), f.sent.Load()) // no stream has to end because its agent moves
 }

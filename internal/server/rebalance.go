@@ -1,16 +1,21 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/pikoproxy/piko/internal/cluster"
 	"github.com/pikoproxy/piko/internal/config"
 )
 
-const rebalanceEvery = time.Second
+const (
+	rebalanceEvery = time.Second
+	moveTimeout    = time.Hour // for what runs on a session that is handed over: nothing presses
+)
 
 // rebalance asks some agents each second to connect elsewhere, while this node has many more sessions than the others: a
 // node that comes back from a restart would else stay empty until agents happen to reconnect.
@@ -35,8 +40,12 @@ func (m *membership) rebalance(ctx context.Context) error {
 			continue
 		}
 		n := surplus(s.now().config.Upstream.Rebalance, len(all)-len(asked), counts)
+		if n == 0 {
+			continue
+		}
 		swap := func(i, j int) { all[i], all[j] = all[j], all[i] }
 		rand.Shuffle(len(all), swap) //nolint:gosec // spreads load; who guesses it gains nothing
+		byStreams(all)
 		for _, x := range all {
 			if n == 0 {
 				break
@@ -55,17 +64,25 @@ func (m *membership) rebalance(ctx context.Context) error {
 // is ended in the way that makes it connect again, when no stream would be cut.
 func (m *membership) send(ctx context.Context, x *session) {
 	s := m.server
-	limit := time.Duration(s.now().config.DrainTimeout)
 	s.sessions.spawn(func() {
 		m.shed.Inc()
 		if !x.tunnel.Classic() {
-			_ = x.tunnel.Drain("this node has more sessions than others", time.Now().Add(limit)) // else it has ended
+			_ = x.tunnel.Drain("this node has more sessions than others", time.Now().Add(moveTimeout)) // else it has ended
 			return
 		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
+		ctx, cancel := context.WithTimeout(ctx, time.Duration(s.now().config.DrainTimeout))
 		defer cancel()
 		_ = x.tunnel.Shutdown(ctx) // a stream that came in between and outlives the limit is cut
 	})
+}
+
+// byStreams puts sessions first on which little runs, and leaves the order of equal ones.
+func byStreams(all []*session) {
+	streams := make(map[*session]int, len(all))
+	for _, x := range all {
+		streams[x] = x.tunnel.Streams()
+	}
+	slices.SortStableFunc(all, func(a, b *session) int { return cmp.Compare(streams[a], streams[b]) })
 }
 
 // still keeps those of asked that are in all.
