@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the debs and rpms of one version into dist/: `packaging/build.sh`. The same commit gives the same bytes,
-# wherever and whenever it is built: all times are those of the commit.
+# wherever and whenever it is built: all times are those of the commit. With --layout it only writes what the packages are
+# made of beside the programs, into dist/layout/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=packaging/version.sh
 . packaging/version.sh
-stage=$out/stage
 
 nfpm() { bin/nfpm "$@"; }
 
@@ -40,17 +40,18 @@ fill() { # name, architecture, file
     r $stage/pages
     d
   }" "$3" | sed -e "s|@NAME@|$1|g" -e "s|@ARCH@|$2|g" -e "s|@VERSION@|$VERSION|g" -e "s|@SUMMARY@|$summary|g" -e "s|@SUMMARY_OF_RPM@|${summary^}|g" \
-    -e "s|@UNITS@|$units|g" -e "s|@STOP@|$stop|g" -e "s|@DATE@|$when|g" -e "s|@STAGE@|$stage|g" \
+    -e "s|@UNITS@|$units|g" -e "s|@STOP@|$stop|g" -e "s|@DATE@|$when|g" -e "s|@STAGE@|$stage|g" -e "s|@OUT@|$out|g" \
     -e "s|@USER@|$(cat "packaging/sysusers/$1.conf")|g"
 }
 
-assemble() { # name, architecture: everything in $stage that nfpm.yaml names
+assemble() { # name: everything in $stage that nfpm.yaml names, for all architectures
+  stage=$out/layout/$1
   rm -rf "$stage"
   mkdir -p "$stage"/{units,man,scripts}
-  local script page section kind
+  local script page section kind arch
   : >"$stage/pages"
   for script in packaging/scripts/*.{deb,rpm}; do
-    fill "$1" "$2" "$script" >"$stage/scripts/$(basename "$script")"
+    fill "$1" any "$script" >"$stage/scripts/$(basename "$script")"
   done
   cp packaging/systemd/"$1"* "$stage/units/"
   if [ "$1" = piko-agent ]; then cp packaging/systemd/piko-agents.target "$stage/units/"; fi
@@ -64,24 +65,26 @@ assemble() { # name, architecture: everything in $stage that nfpm.yaml names
     done >>"$stage/pages"
   done
   cat packaging/config/copyright >"$stage/copyright"
-  cp "$out/build/$2/$1" "$stage/$1"
   { echo "License: MIT" && sed -n '/^Permission/,$s/^/ /p' LICENSE | sed 's/^ $/ ./'; } >>"$stage/copyright"
-  fill "$1" "$2" packaging/changelog.yml >"$stage/changelog.yml"
-  fill "$1" "$2" packaging/lintian-overrides >"$stage/lintian-overrides"
-  fill "$1" "$2" nfpm.yaml >"$stage/nfpm.yaml"
+  fill "$1" any packaging/changelog.yml >"$stage/changelog.yml"
+  fill "$1" any packaging/lintian-overrides >"$stage/lintian-overrides"
+  for arch in $arches; do fill "$1" "$arch" nfpm.yaml >"$stage/nfpm-$arch.yaml"; done
   find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 }
 
 mkdir -p "$out"
+for name in pikod piko-agent piko-forward; do
+  describe "$name"
+  assemble "$name"
+done
+if [ "${1:-}" = --layout ]; then exit; fi
 rm -f "$out"/*.deb "$out"/*.rpm
 for arch in $arches; do
   compile "$arch" "$out/build/$arch" pie
   for name in pikod piko-agent piko-forward; do
-    describe "$name"
-    assemble "$name" "$arch"
     for format in deb rpm; do
-      nfpm package --config "$stage/nfpm.yaml" --packager "$format" --target "$out/" >"$out/nfpm.log" || { cat "$out/nfpm.log" && exit 1; }
+      nfpm package --config "$out/layout/$name/nfpm-$arch.yaml" --packager "$format" --target "$out/" >"$out/nfpm.log" ||
+        { cat "$out/nfpm.log" && exit 1; }
     done
   done
 done
-rm -rf "$stage"
