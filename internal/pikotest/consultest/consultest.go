@@ -64,10 +64,13 @@ type Place struct {
 // Start runs one server and waits until it leads itself.
 func Start(t testing.TB, o Options) *Consul {
 	t.Helper()
-	c := newConsul(t, o, 0)
-	c.Run()
-	c.await()
-	return c
+	for {
+		c := newConsul(t, o, 0)
+		c.Run()
+		if c.await() {
+			return c
+		}
+	}
 }
 
 // Cluster runs n servers and waits until each knows the leader.
@@ -79,7 +82,21 @@ func Cluster(t testing.TB, n int) []*Consul {
 // ClusterAt is Cluster with one server in each place.
 func ClusterAt(t testing.TB, places ...Place) []*Consul {
 	t.Helper()
-	servers := make([]*Consul, len(places))
+	for {
+		servers, ok := tryCluster(t, places)
+		if ok {
+			return servers
+		}
+		for _, c := range servers {
+			c.Kill()
+		}
+	}
+}
+
+// tryCluster reports false if another process was faster to take a port.
+func tryCluster(t testing.TB, places []Place) (servers []*Consul, ok bool) {
+	t.Helper()
+	servers = make([]*Consul, len(places))
 	var join []string
 	for i := range servers {
 		servers[i] = newConsul(t, Options{Place: places[i]}, len(places))
@@ -90,9 +107,11 @@ func ClusterAt(t testing.TB, places ...Place) []*Consul {
 		c.Run()
 	}
 	for _, c := range servers {
-		c.await()
+		if !c.await(servers...) {
+			return servers, false
+		}
 	}
-	return servers
+	return servers, true
 }
 
 // newConsul writes the configuration of a server of a cluster of n; with 0 it is alone.
@@ -251,7 +270,9 @@ func (c *Consul) Run() {
 func (c *Consul) Restart() {
 	c.t.Helper()
 	c.Run()
-	c.await()
+	if !c.await() {
+		c.t.Fatal("consul: another process has taken a port of its meanwhile")
+	}
 }
 
 // Stop ends the process as an operator would. Its data stay.
@@ -326,24 +347,44 @@ func (c *Consul) Ask(method, path, body string, within time.Duration) ([]byte, e
 	return answer, err
 }
 
-// await waits until the server knows a leader and the leader takes writes.
-func (c *Consul) await() {
+// await waits until the server knows a leader and the leader takes writes. It reports false if it, or one of those that it
+// needs for that, has ended because another process was faster to take one of its ports.
+func (c *Consul) await(needs ...*Consul) bool {
 	c.t.Helper()
 	deadline := time.Now().Add(startTime)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for c.write1() != nil {
 		if time.Now().After(deadline) {
-			log, _ := os.ReadFile(filepath.Join(c.dir, "log"))
-			c.t.Fatalf("consul has no leader after %v:\n%s", startTime, log)
+			c.t.Fatalf("consul has no leader after %v:\n%s", startTime, c.log())
 		}
-		select {
-		case <-tick.C:
-		case <-c.done:
-			log, _ := os.ReadFile(filepath.Join(c.dir, "log"))
-			c.t.Fatalf("consul has ended:\n%s", log)
+		<-tick.C
+		for _, n := range append(needs, c) {
+			if !n.ended() {
+				continue
+			}
+			if log := n.log(); !strings.Contains(log, "address already in use") {
+				c.t.Fatalf("consul has ended:\n%s", log)
+			}
+			return false
 		}
 	}
+	return true
+}
+
+func (c *Consul) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// log is what the process has printed.
+func (c *Consul) log() string {
+	log, _ := os.ReadFile(filepath.Join(c.dir, "log")) // if there is none, there is nothing to show
+	return string(log)
 }
 
 // write1 makes a write that changes nothing anybody looks at.
