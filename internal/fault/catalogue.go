@@ -185,12 +185,12 @@ var (
 	UpstreamTimeout = Fault{"PIKO-E4004", http.StatusGatewayTimeout, "upstream timeout", "The upstream is too slow",
 		"No answer began within proxy.response_header_timeout, or no stream could be opened in time.",
 		"Find out why the service is slow, or raise the timeout."}
-	InvalidResponse = Fault{"PIKO-E4005", http.StatusBadGateway, "invalid upstream response",
+	InvalidResponse = Fault{"PIKO-E4005", http.StatusBadGateway, "upstream unreachable",
 		"The service's answer is not valid HTTP",
 		"The answer breaks HTTP/1.1 in a way that leaves in doubt where it ends or what it says, or its " +
 			"header is larger than 64 KiB.",
 		"The node's log has the reason. Correct the service; is it speaking HTTP at all, and not TLS?"}
-	UnexpectedUpgrade = Fault{"PIKO-E4006", http.StatusBadGateway, "invalid upstream response",
+	UnexpectedUpgrade = Fault{"PIKO-E4006", http.StatusBadGateway, "upstream unreachable",
 		"Unasked protocol switch",
 		"The service switched to a protocol that the client did not ask for.",
 		"Correct the service."}

@@ -38,7 +38,7 @@ func (x *exchange) serveHTTP() {
 	var tried []*router.Upstream
 	for fresh := false; ; fresh = true {
 		s, err := x.server.router.Open(x.r.Context(), router.Request{
-			Key: x.key, Header: x.streamHeader(tunnel.ProtocolHTTP), Fresh: fresh, Tried: tried,
+			Key: x.key, Header: x.streamHeader(tunnel.ProtocolHTTP), Fresh: fresh, Tried: tried, Rested: x.rested(),
 		})
 		if err != nil {
 			x.notOpened(err, fresh)
@@ -52,6 +52,18 @@ func (x *exchange) serveHTTP() {
 			tried = append(tried, s.Upstream())
 		}
 	}
+}
+
+// restLimit is how long a stream may have rested that carries a request which can't be sent twice: less than any service
+// keeps an idle connection.
+const restLimit = time.Second
+
+// rested says how long the stream may have rested; 0: as long as it likes.
+func (x *exchange) rested() time.Duration {
+	if x.body != noBody && !x.fitsInline() || !x.idempotent() {
+		return restLimit
+	}
+	return 0
 }
 
 // notOpened answers when there is no stream. A retry that found no other upstream reports what the first try met.
@@ -253,9 +265,10 @@ func (x *exchange) unanswered(s *router.Stream, err error, again, nothing bool) 
 
 // repeatable reports whether the request may reach a service twice, and can be sent twice.
 func (x *exchange) repeatable() bool {
-	if x.sender != nil {
-		return false
-	}
+	return x.sender == nil && x.idempotent()
+}
+
+func (x *exchange) idempotent() bool {
 	switch x.r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
 		return x.upgrade == ""

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tunnel"
@@ -121,5 +122,29 @@ func TestRefusalIsSilentWhateverTheMethod(t *testing.T) {
 	}
 	if len(draining.opened()) == 0 {
 		t.Error("the refusing session was never asked")
+	}
+}
+
+// Only what may be sent twice goes out on a stream that the service may be about to close.
+func TestWhatCantBeRepeatedAvoidsRestedStreams(t *testing.T) {
+	for _, c := range []struct {
+		method string
+		length int64
+		want   time.Duration
+	}{
+		{"GET", 0, 0}, {"PUT", 10, 0}, {"DELETE", 0, 0},
+		{"POST", 0, restLimit}, {"POST", 10, restLimit}, {"PATCH", 0, restLimit},
+		{"PUT", inlineLimit + 1, restLimit}, {"PUT", -1, restLimit},
+	} {
+		x := &exchange{r: &http.Request{Method: c.method, ContentLength: c.length}}
+		switch {
+		case c.length > 0:
+			x.body = byLength
+		case c.length < 0:
+			x.body = byChunks
+		}
+		if got := x.rested(); got != c.want {
+			t.Errorf("%s with %d bytes: %v, want %v", c.method, c.length, got, c.want)
+		}
 	}
 }

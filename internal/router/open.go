@@ -42,6 +42,10 @@ type Request struct {
 	Fresh  bool          // a stream that nobody has used: for a second try after a reused one broke
 	Tried  []*Upstream   // not these: asked for the same request before
 
+	// Rested is how long an idle stream may have rested to be taken; 0: as long as it likes. A service may close a stream
+	// in the same moment, the sooner the longer it has rested, and what has been sent can't always be sent again.
+	Rested time.Duration
+
 	peer string // that the request came from: see OpenLocal
 }
 
@@ -118,7 +122,7 @@ func (r *Router) open(ctx context.Context, u *Upstream, probe bool, req *Request
 	}
 	u.count(relayed, 1)
 	if kind >= 0 && !req.Fresh && u.crowded() {
-		if p := r.takeIdle(u, kind); p != nil {
+		if p := r.takeIdle(u, kind, req.Rested); p != nil {
 			r.metrics.reused.Inc()
 			return &Stream{pooled: p, reused: true, probe: probe}, nil
 		}
@@ -151,9 +155,13 @@ func (r *Router) open(ctx context.Context, u *Upstream, probe bool, req *Request
 }
 
 // takeIdle returns the youngest idle stream that is fit for use and drops those that are not.
-func (r *Router) takeIdle(u *Upstream, kind int) *pooled {
+func (r *Router) takeIdle(u *Upstream, kind int, rested time.Duration) *pooled {
+	var after time.Duration
+	if rested > 0 {
+		after = r.now() - rested
+	}
 	for {
-		p := u.pools[kind].take(u.isRemote())
+		p := u.pools[kind].take(u.isRemote(), after)
 		if p == nil {
 			return nil
 		}

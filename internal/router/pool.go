@@ -94,15 +94,15 @@ func (p *pool) put(s *pooled) bool {
 }
 
 // take returns the youngest stream, or nil. inTurn returns the oldest instead, as long as there are few enough that all
-// stay in use.
-func (p *pool) take(inTurn bool) *pooled {
+// stay in use. Neither has become idle before the given time.
+func (p *pool) take(inTurn bool, after time.Duration) *pooled {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.idle)
-	if n == 0 {
+	if n == 0 || p.idle[n-1].since < after {
 		return nil
 	}
-	if inTurn && n <= remoteStreams {
+	if inTurn && n <= remoteStreams && p.idle[0].since >= after {
 		s := p.idle[0]
 		copy(p.idle, p.idle[1:])
 		p.idle[n-1] = nil

@@ -272,3 +272,29 @@ func TestStateStaysWithItsStream(t *testing.T) {
 			st.Reused(), state.closed, s.conn(t, 0).ended())
 	}
 }
+
+// What can't be sent twice does not go out on a stream that the service may be about to close.
+func TestAStreamThatHasRestedIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s, u := one(t)
+		open(t, r, httpRequest("e")).Release()
+		pass(2 * time.Second)
+		request := httpRequest("e")
+		request.Rested = time.Second
+		fresh := open(t, r, request)
+		if fresh.Reused() || s.opened.Load() != 2 || u.Idle() != 1 {
+			t.Errorf("reused = %v, %d opened, %d idle; want a new one and the other still idle", fresh.Reused(), s.opened.Load(), u.Idle())
+		}
+		fresh.Release()
+		again := open(t, r, request)
+		if !again.Reused() {
+			t.Error("a stream that was used just now is not used again")
+		}
+		end(again)
+		other := open(t, r, httpRequest("e"))
+		defer end(other)
+		if !other.Reused() {
+			t.Error("the stream that has rested is of no use to other requests")
+		}
+	})
+}
