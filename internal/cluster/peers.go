@@ -54,7 +54,7 @@ type Options struct {
 	Cluster string
 	Local   *Local
 	Table   *Table
-	// Server and Client authenticate both ends of a session between two nodes.
+	// Server and Client authenticate both ends of a session between two nodes. [Peers.Secure] replaces them.
 	Server, Client *tls.Config
 	// Open opens a stream for a peer, to an upstream on this node and to no other. Header.Endpoint holds the router's key.
 	// An error that wraps a [*tunnel.RefusedError] is passed on to the peer.
@@ -84,6 +84,7 @@ type Peers struct {
 	known   known
 	work    sync.WaitGroup
 	state   atomic.Pointer[State]
+	secure  atomic.Pointer[security]
 	reach   sync.Map // identity -> address at which to dial that node instead of its own
 
 	mu     sync.Mutex
@@ -109,6 +110,7 @@ func NewPeers(o Options) (*Peers, error) {
 	}
 	p.known.kick = make(chan struct{}, 1)
 	p.state.Store(&o.Node.State)
+	p.Secure(o.Server, o.Client)
 	p.metrics = newMetrics(p, o.Registerer)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -148,7 +150,7 @@ func identity(n Node) string { return n.ID + "/" + n.Incarnation }
 // Serve answers the other nodes until Shutdown or the end of Run. It returns [http.ErrServerClosed] then.
 func (p *Peers) Serve(l net.Listener) error {
 	return p.server.Serve(guard.NewListener(l, guard.Options{
-		TLS: p.o.Server, Limits: func() guard.Limits { return guard.Limits{Bytes: headerBytes, Fields: 50, Target: 256} },
+		TLS: p.serverTLS(), Limits: func() guard.Limits { return guard.Limits{Bytes: headerBytes, Fields: 50, Target: 256} },
 		HeaderTimeout: handshakeTimeout, HandshakeTimeout: handshakeTimeout, ErrorLog: p.o.ErrorLog,
 	}))
 }
@@ -284,7 +286,7 @@ func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, str
 	if n.ID == "" {
 		self.ID = stranger // a node that has our id would send us away, and so be taken for dead
 	}
-	c := p.o.Client
+	c := p.secure.Load().client
 	if host, _, err := net.SplitHostPort(n.Addr); err == nil && c.ServerName == "" {
 		c = c.Clone()
 		c.ServerName = host

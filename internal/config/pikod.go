@@ -160,8 +160,9 @@ type Cluster struct {
 	Allow CIDRs `toml:"allow" reload:"live"`
 	// Networks or addresses that nodes may not come from, also if `allow` holds them.
 	Deny CIDRs `toml:"deny" reload:"live"`
-	// Mutual TLS between the nodes. A node takes other files when it is restarted.
-	TLS PeerTLS `toml:"tls" reload:"restart"`
+	// Mutual TLS between the nodes. Other certificates hold for sessions between nodes that are made from then on. From
+	// `secret` to certificates, or back, a node goes only by a restart.
+	TLS PeerTLS `toml:"tls"`
 }
 
 // Consul holds the settings of the connection to Consul.

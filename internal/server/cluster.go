@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -56,10 +57,7 @@ func newMembership(s *Server, routing *router.Options) (*membership, error) {
 		ID: s.id, Incarnation: hex.EncodeToString(b[:]), Zone: c.Cluster.Zone, Version: version, Started: s.started,
 		State: cluster.Up,
 	}
-	server, client, err := tlsconf.Peer("cluster.tls", c.Cluster.TLS, "http/1.1")
-	if err == nil && server == nil {
-		server, client, err = tlsconf.Secret(c.Cluster.Secret.Reveal(), c.Cluster.Name, "http/1.1")
-	}
+	server, client, err := peerTLS(&c.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +80,15 @@ func newMembership(s *Server, routing *router.Options) (*membership, error) {
 	s.registry.MustRegister(m.shed)
 	routing.Local, routing.Remotes, routing.Zone = m.local, remotes{m}, c.Cluster.Zone
 	return m, nil
+}
+
+// peerTLS reads what nodes authenticate each other by.
+func peerTLS(c *config.Cluster) (server, client *tls.Config, err error) {
+	server, client, err = tlsconf.Peer("cluster.tls", c.TLS, "http/1.1")
+	if err == nil && server == nil {
+		server, client, err = tlsconf.Secret(c.Secret.Reveal(), c.Name, "http/1.1")
+	}
+	return server, client, err
 }
 
 func (m *membership) options(n cluster.Node) consul.Options {

@@ -76,9 +76,8 @@ func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
 	}
 	p.HandsOver(heir{srv})
 	p.Alive(srv.alive)
-	srv.o.Ready = func() {
-		p.Ready()
-		p.Reloads(reloader{srv})
-	}
+	// Not only when it is ready: what keeps it from that may be a setting, such as the token for Consul.
+	srv.o.Begun = func() { p.Reloads(reloader{srv}) }
+	srv.o.Ready = p.Ready
 	return srv.Run(ctx)
 }

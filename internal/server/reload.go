@@ -37,8 +37,11 @@ func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Chang
 func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 	old := s.now()
 	n, err := s.newLive(next)
+	secure := func() {}
 	if s.cluster != nil {
 		_, problem := tlsconf.Client("consul.tls", next.Consul.TLS)
+		err = errors.Join(err, problem)
+		secure, problem = s.cluster.prepareTLS(&old.config.Cluster, &next.Cluster)
 		err = errors.Join(err, problem)
 	}
 	if err != nil {
@@ -69,7 +72,10 @@ func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 	}
 	var gone []net.Listener
 	return daemon.Change{
-		Commit: func() { gone = s.commit(n, moved, open) },
+		Commit: func() {
+			secure()
+			gone = s.commit(n, moved, open)
+		},
 		Retire: func() {
 			old.stop()
 			for _, l := range gone {
@@ -176,4 +182,20 @@ func addressOf(a net.Addr) config.Address {
 		return config.Address("unix:" + a.String())
 	}
 	return config.Address(a.String())
+}
+
+// prepareTLS reads the certificates of a cluster, and returns what puts them into use. From the secret to certificates or back
+// there is no way while the other nodes go on: those that have changed and those that have not could not talk.
+func (m *membership) prepareTLS(old, next *config.Cluster) (commit func(), err error) {
+	if old.TLS.Enabled() != next.TLS.Enabled() {
+		return nil, config.Problem{
+			Key: "cluster.tls", Want: "certificates or the secret, as it was, until the process is restarted", Have: "the other",
+			Hint: "restart to change it, or take the change back",
+		}
+	}
+	server, client, err := peerTLS(next)
+	if err != nil {
+		return nil, err
+	}
+	return func() { m.peers.Secure(server, client) }, nil
 }

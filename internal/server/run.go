@@ -73,6 +73,9 @@ func (s *Server) enter(ctx, life context.Context, group *errgroup.Group) error {
 		}
 	}
 	s.begin(life, group)
+	if s.o.Begun != nil {
+		s.o.Begun()
+	}
 	if known || s.await(ctx, life) {
 		s.state.Store(int32(up))
 		s.announce()

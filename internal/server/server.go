@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,8 @@ type Options struct {
 	// Listen opens the listener of a name at an address; nil: that of a process of its own. explicit tells that the
 	// operator chose the address. See [daemon.Process.Listen].
 	Listen func(name, addr string, explicit bool) (net.Listener, error)
+	// Begun is called once, when the node serves and takes other settings, which may be before it is ready; nil: nobody is told.
+	Begun func()
 	// Ready is called once, when the node takes traffic; nil: nobody is told.
 	Ready func()
 	// Status is told in a few words what the node is doing; nil: nobody is told.
@@ -147,7 +150,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s := &Server{
 		config: c, o: o, id: id, before: old, started: time.Now(), registry: prometheus.NewRegistry(),
-		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), tally: newTally(),
+		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{Settled: debug.FreeOSMemory}), tally: newTally(),
 	}
 	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions = newSessions(c.Upstream.MaxSessions)
