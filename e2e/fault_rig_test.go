@@ -33,9 +33,9 @@ type rig struct {
 }
 
 type rigOptions struct {
-	Servers   int    // of Consul; default 1
-	Top, More string // lines of pikod.toml
-	Node      func(i int) string
+	Servers   int                        // of Consul; default 1
+	Top, More string                     // lines of pikod.toml
+	Node      func(r *rig, i int) string // [cluster] and [consul] of a node
 	ACL       bool
 }
 
@@ -61,7 +61,7 @@ func startRig(t testing.TB, o rigOptions) *rig {
 	for i, h := range r.homes {
 		more := o.More
 		if o.Node != nil {
-			more += o.Node(i)
+			more += o.Node(r, i)
 		} else {
 			more += r.membership(fmt.Sprint("n", i+1))
 		}

@@ -194,8 +194,11 @@ func (g *guest) takeHolds(h holds) error {
 	if r, ok := t.Node(g.id); ok && r.Node().Incarnation == g.incarnation {
 		r.sessions.Store(int64(h.Sessions))
 	}
-	if h.State == Draining || h.State == Left {
+	switch h.State {
+	case Draining, Left:
 		t.SetDraining(g.id, g.incarnation)
+	case Up:
+		t.SetUp(g.id, g.incarnation)
 	}
 	if seq, ok := t.Seq(g.id, g.incarnation); !ok || seq < h.Seq {
 		g.behind.Store(true)

@@ -119,7 +119,7 @@ func (t *Table) Size(id string) (keys, weight int) {
 
 // Meet takes in what a node says of itself. Another incarnation than before replaces the node with all it held; a node
 // that has left is forgotten. Within an incarnation the state only moves on: what comes late by another way does not
-// take it back. Meet returns the node, or nil for one that has left.
+// take it back; only the node itself does, by SetUp. Meet returns the node, or nil for one that has left.
 func (t *Table) Meet(n Node) *Remote {
 	var c changes
 	remote := t.meet(n, &c)
@@ -153,12 +153,18 @@ func (t *Table) meet(n Node, c *changes) *Remote {
 }
 
 // SetDraining takes in that a node of this incarnation takes nothing new any more.
-func (t *Table) SetDraining(id, incarnation string) {
+func (t *Table) SetDraining(id, incarnation string) { t.setState(id, incarnation, Up, Draining) }
+
+// SetUp takes in that a node of this incarnation says itself that it is up. That counts for more than what a record has
+// said of it, which may come from anybody.
+func (t *Table) SetUp(id, incarnation string) { t.setState(id, incarnation, Draining, Up) }
+
+func (t *Table) setState(id, incarnation string, from, to State) {
 	var c changes
 	t.mu.Lock()
-	if r := t.currentLocked(id, incarnation); r != nil && r.remote.Node().State == Up {
+	if r := t.currentLocked(id, incarnation); r != nil && r.remote.Node().State == from {
 		n := r.remote.Node()
-		n.State = Draining
+		n.State = to
 		r.remote.node.Store(&n)
 		c.nodes = true
 	}

@@ -92,7 +92,7 @@ func (p *peer) take(ctx context.Context, node cluster.Node, value []byte) error 
 	h, err := decodeHead(value)
 	if err != nil {
 		p.d.metrics.bad.WithLabelValues("head").Inc()
-		p.d.log.WithError(err).WithField("node", node.ID).Warn("the head of a node cannot be read; its routes stay as they are")
+		p.d.complain(fmt.Errorf("node %s: %w", node.ID, err), "the head of a node cannot be read; its routes stay as they are")
 		return nil
 	}
 	if h.Incarnation != node.Incarnation {

@@ -13,6 +13,9 @@ import (
 	"github.com/pikoproxy/piko/internal/cluster"
 )
 
+// errContradicted says that a record is not believed.
+var errContradicted = errors.New("its record says that it is gone, or another, but it answers as the one that is known")
+
 // view keeps the table after what Consul has of the other nodes. One goroutine follows the members; it alone touches
 // the fields.
 type view struct {
@@ -45,6 +48,7 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 	d := v.d
 	seen := map[string]bool{}
 	var own []byte
+	var missing error
 	for _, pair := range pairs {
 		name := path.Base(pair.Key)
 		d.metrics.readBytes.Add(float64(len(pair.Value)))
@@ -59,7 +63,7 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 		n, err := decodeMember(name, pair.Value)
 		if err != nil {
 			d.metrics.bad.WithLabelValues("member").Inc()
-			d.log.WithError(err).WithField("node", name).Warn("the record of a node cannot be read; it is passed over")
+			d.complain(fmt.Errorf("node %q: %w", name, err), "the record of a node cannot be read; it is passed over")
 			seen[name] = true // it may be alive: what is known of it stays
 			continue
 		}
@@ -67,13 +71,16 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 			continue // left over from a life that has ended
 		}
 		seen[name] = true
+		if v.contradicts(ctx, n) {
+			missing = errors.Join(missing, fmt.Errorf("node %s: %w", n.ID, errContradicted))
+			continue
+		}
 		v.meet(ctx, n)
 	}
 	if stale {
 		return nil
 	}
 	d.canary.sawMember(own)
-	var missing error
 	for name, p := range v.peers {
 		if !seen[name] && p.watching {
 			missing = errors.Join(missing, v.confirm(ctx, call, p))
@@ -97,6 +104,20 @@ func (v *view) older(n cluster.Node) bool {
 	}
 	p.contested.Store(true)
 	return !p.dropped.Load() // it may have been dropped just before it could know
+}
+
+// contradicts reports whether a record says that a node is gone, or has become another, and the node itself, which we reach
+// and which has proven that it belongs to the cluster, goes on as the one that is known. Whoever can write to Consul can say
+// such things. It is asked again until the two agree: a node that has been restarted does not answer as the one before.
+func (v *view) contradicts(ctx context.Context, n cluster.Node) bool {
+	p, known := v.peers[n.ID]
+	if !known || p.dropped.Load() {
+		return false
+	}
+	other := p.node.Incarnation != n.Incarnation
+	// A node that leaves has told its peers before that it would.
+	left := n.State == cluster.Left && p.remote.Node().State == cluster.Up
+	return (other || left) && p.answers(ctx, p.node)
 }
 
 // meet takes in the record of another node.
