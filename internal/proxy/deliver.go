@@ -108,7 +108,7 @@ func (x *exchange) broken(s *router.Stream, err error) {
 		if x.record.err = err; x.ended() != nil {
 			x.record.err = x.ended()
 		}
-		if isSlowReader(err) {
+		if x.copier.slow || isSlowReader(err) {
 			x.record.reason = limit.SlowReader
 		}
 	case x.sender != nil && x.sender.err != nil:

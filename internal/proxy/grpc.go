@@ -215,7 +215,7 @@ func (x *exchange) deliverH2(ctx context.Context, s *router.Stream, c h2Conn, re
 		x.endH2(s, c)
 		if errors.Is(err, errClient) || clientGone(ctx) || x.gone() {
 			x.record.err = err
-			if isSlowReader(err) {
+			if x.copier.slow || isSlowReader(err) {
 				x.record.reason = limit.SlowReader
 			}
 		} else {

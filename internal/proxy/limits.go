@@ -190,7 +190,7 @@ func (c *bodyCopier) guarded(write func() error) error {
 	}
 	c.dog.watch(time.Now(), c.patience)
 	err := write()
-	if c.dog.rest() && err == nil {
+	if c.slow = c.dog.rest() || c.slow; c.slow {
 		err = os.ErrDeadlineExceeded
 	}
 	return err

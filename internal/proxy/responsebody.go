@@ -43,6 +43,7 @@ type bodyCopier struct {
 	written  int64
 	patience time.Duration // for one write; with dog
 	dog      *watchdog     // nil: writes may take as long as they like
+	slow     bool          // it has barked
 	level    int           // of the buffer that the last reads have earned: 0 none, 1 middle, 2 large
 }
 
