@@ -22,7 +22,15 @@ const (
 type desk struct {
 	server  *Server
 	session *session
-	ctx     context.Context // that of the handshake, which does not end with it
+	ctx     context.Context
+}
+
+// lasting is the context of what sessions ask for. It is not that of their handshake, which would keep the request and all
+// below it for as long as the session lives, and it does not end with the drain, since sessions go on then.
+func (s *Server) lasting() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return context.WithoutCancel(s.life)
 }
 
 var _ tunnel.Handler = (*desk)(nil)

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -88,7 +87,7 @@ func (s *Server) native(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x := newSession(id)
-	t, err := tunnel.AcceptNative(w, r, s.nodeOptions(x, &desk{s, x, context.WithoutCancel(r.Context())}))
+	t, err := tunnel.AcceptNative(w, r, s.nodeOptions(x, &desk{s, x, s.lasting()}))
 	if err != nil {
 		s.release(id)
 		s.o.Log.WithError(err).Debug("handshake failed")

@@ -56,6 +56,7 @@ type writer struct {
 	muted   bool // after our Close frame: what is still written is dropped
 	flushes uint64
 	seen    uint64        // flushes when the idle timer last fired
+	asked   uint64        // flushes when moved last reported some
 	wake    chan struct{} // to the flusher, when it is parked
 	idle    *time.Timer
 	room    chan struct{} // closed when there may be room, or the session ends; nil: nobody waits

@@ -180,7 +180,10 @@ func (l *link) openedLocked(h frame) *AbuseError {
 	}
 	l.lastPeer = max(l.lastPeer, id)
 	s := l.addLocked(id, false)
-	l.creditLocked(s) // acknowledges
+	if !control { // which is acknowledged with our hello
+		l.greetLocked(s)
+		l.kickLocked(false)
+	}
 	l.born = append(l.born, s)
 	return nil
 }

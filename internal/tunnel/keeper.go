@@ -28,7 +28,17 @@ type KeeperOptions struct {
 	Dead time.Duration
 	// Stall is how long the rest of a frame may take when nothing else comes either; 0 means 10 s.
 	Stall time.Duration
+	// Settled is called when many sessions have come, gone or carried something and all has been quiet for some seconds:
+	// a time to give memory back. It is called by Run, which waits for it; nil does nothing.
+	Settled func()
 }
+
+// How a Keeper finds that its sessions have settled: after restAfter ticks with little change, when there has been much since
+// the last time.
+const (
+	restAfter  = 3
+	muchChange = 100 // sessions
+)
 
 // NewKeeper returns a Keeper. It watches while Run runs.
 func NewKeeper(o KeeperOptions) *Keeper {
@@ -51,6 +61,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var links []*link
+	var tide tide
 	for {
 		select {
 		case <-ctx.Done():
@@ -60,9 +71,49 @@ func (k *Keeper) Run(ctx context.Context) error {
 		links = k.living(links[:0])
 		for _, l := range links {
 			l.check(k.o.Interval, k.o.Dead-every, k.o.Stall)
+			tide.moved += l.moved()
+		}
+		if tide.settled(len(links)) && k.o.Settled != nil {
+			k.o.Settled()
 		}
 		clear(links)
 	}
+}
+
+// tide is how much goes on among many sessions.
+type tide struct {
+	count int // of sessions at the last tick
+	moved int // sessions that have carried something since then, counted by moved
+	much  int // changes since all had settled
+	quiet int // ticks with little change
+}
+
+// settled is called at each tick, and reports whether all has just settled.
+func (t *tide) settled(count int) bool {
+	change := t.moved + max(count-t.count, t.count-count)
+	t.count, t.moved = count, 0
+	if change > muchChange/10 {
+		t.much += change
+		t.quiet = 0
+		return false
+	}
+	t.quiet++
+	if t.quiet != restAfter || t.much < muchChange {
+		return false
+	}
+	t.much = 0
+	return true
+}
+
+// moved reports, as 1 or 0, whether the session has carried more than two messages since it was last asked.
+func (l *link) moved() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.flushes - l.asked; n > 2 {
+		l.asked = l.flushes
+		return 1
+	}
+	return 0
 }
 
 // living forgets the sessions that have ended and appends the others to links.

@@ -360,8 +360,12 @@ func (l *link) measure(limit time.Duration) error {
 	l.mu.Lock()
 	l.pingID, l.pingSent, l.answered = 0x70696b6f, l.now(), answered
 	ping := makeFrame(kindPing, flagSYN, 0, l.pingID)
-	l.queueLocked(ping[:])
+	l.appendLocked(ping[:], nil)
+	send := l.kickLocked(true)
 	l.mu.Unlock()
+	if send {
+		l.flushHere()
+	}
 	patience := time.NewTimer(limit)
 	defer patience.Stop()
 	select {

@@ -122,9 +122,7 @@ func (m *mux) shutdown(ctx context.Context) error {
 // control is the control stream of a native session.
 type control struct {
 	st *Stream
-
-	mu  sync.Mutex // held while a message is written, which has a deadline; guards the following
-	buf []byte
+	mu sync.Mutex // held while a message is written, which has a deadline
 }
 
 // send writes a control message. When the peer does not take it, the session ends.
@@ -135,12 +133,9 @@ func (m *mux) send(kind string, body any) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b, err := appendMessage(c.buf[:0], kind, body)
+	b, err := appendMessage(nil, kind, body)
 	if err != nil {
 		return err
-	}
-	if c.buf = b; cap(b) > maxHeader {
-		c.buf = nil
 	}
 	if err := c.st.SetWriteDeadline(time.Now().Add(m.patience)); err != nil {
 		return m.lost(kind, err)

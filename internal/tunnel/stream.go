@@ -218,6 +218,7 @@ func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
 		l.mu.Lock()
 	}
 	s.send -= int64(n)
+	l.greetLocked(s)
 	h := makeFrame(kindData, 0, s.id, uint32(n)) //nolint:gosec // at most maxFrame
 	l.appendLocked(h[:], p[:n])
 	return n, l.kickLocked(n == len(p) && n <= maxHere), nil
@@ -256,6 +257,7 @@ func (s *Stream) finishLocked() {
 		return
 	}
 	s.finOut = true
+	s.l.greetLocked(s)
 	h := makeFrame(kindWindow, flagFIN, s.id, 0)
 	s.l.queueLocked(h[:])
 	signal(s.wwake)

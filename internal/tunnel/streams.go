@@ -110,7 +110,7 @@ func (l *link) begin(p patience, first []byte) (*Stream, error) {
 	}
 	s := l.addLocked(l.lastLocal, true)
 	s.placed = true
-	l.creditLocked(s) // says SYN
+	l.greetLocked(s)
 	if len(first) > 0 {
 		s.send -= int64(len(first))
 		h := makeFrame(kindData, 0, s.id, uint32(len(first))) //nolint:gosec // at most the header of a stream
@@ -195,7 +195,7 @@ func (l *link) emptyLocked() {
 func (s *Stream) consumedLocked(n int) {
 	s.unread -= int64(n)
 	s.l.held -= int64(n)
-	if !s.gone && !s.finIn && s.grantLocked() >= s.limitLocked()/2 {
+	if !s.gone && !s.finIn && s.greet == 0 && s.grantLocked() >= s.limitLocked()/2 {
 		s.l.creditLocked(s)
 		s.l.kickLocked(false)
 	}
@@ -212,10 +212,22 @@ func (s *Stream) limitLocked() int64 {
 // grantLocked is by how much the peer's window may grow. The caller holds the link's mu.
 func (s *Stream) grantLocked() int64 { return max(s.limitLocked()-s.unread-s.recv, 0) }
 
-// creditLocked tells the peer how much more it may send, and first that the stream is opened or accepted: now, or as soon
-// as there is room. The caller holds mu, and kicks.
+// greetLocked tells the peer that a stream is opened or accepted, and how much it may send, unless it knows. The caller
+// holds mu, and kicks.
+func (l *link) greetLocked(s *Stream) {
+	if s.greet == 0 {
+		return
+	}
+	grant := s.grantLocked()
+	s.recv += grant
+	h := makeFrame(kindWindow, s.greet, s.id, uint32(grant)) //nolint:gosec // at most a window
+	s.greet = 0
+	l.appendLocked(h[:], nil)
+}
+
+// creditLocked tells the peer how much more it may send: now, or as soon as there is room. The caller holds mu, and kicks.
 func (l *link) creditLocked(s *Stream) {
-	if l.fullLocked(frameSize) && !s.placed {
+	if l.fullLocked(frameSize) {
 		if !s.owing {
 			s.owing = true
 			l.owing = append(l.owing, s)
@@ -224,14 +236,9 @@ func (l *link) creditLocked(s *Stream) {
 	}
 	grant := s.grantLocked()
 	s.recv += grant
-	h := makeFrame(kindWindow, s.greet, s.id, uint32(grant)) //nolint:gosec // at most a window
-	if s.greet == 0 {
-		// It never depends on a frame before it, since the peer knows the stream: it has sent data on it.
-		l.urgentLocked(h[:])
-		return
-	}
-	s.greet = 0
-	l.queueLocked(h[:])
+	h := makeFrame(kindWindow, 0, s.id, uint32(grant)) //nolint:gosec // at most a window
+	// It never depends on a frame before it, since the peer knows the stream: it has sent data on it.
+	l.urgentLocked(h[:])
 }
 
 // payLocked credits those for whom there was no room. The caller holds mu.
