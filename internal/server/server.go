@@ -22,7 +22,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -150,7 +149,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s := &Server{
 		config: c, o: o, id: id, before: old, started: time.Now(), registry: prometheus.NewRegistry(),
-		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{Settled: debug.FreeOSMemory}), tally: newTally(),
+		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), tally: newTally(),
 	}
 	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions = newSessions(c.Upstream.MaxSessions)
