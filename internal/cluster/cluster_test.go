@@ -80,6 +80,28 @@ func TestNewIncarnationReplacesTheOld(t *testing.T) {
 	}
 }
 
+func TestANodeKnowsBestWhetherItIsUp(t *testing.T) {
+	table := cluster.NewTable()
+	n1 := meet(table, "n1", "i1")
+	record := n1.Node()
+	record.State = cluster.Draining
+	table.Meet(record)
+	table.SetUp("n1", "i0")
+	if n1.Standing() != cluster.Leaving {
+		t.Errorf("the node is %s after a word of its former life, want it to drain", n1.Standing())
+	}
+	table.SetUp("n1", "i1")
+	if n1.Standing() != cluster.Good {
+		t.Errorf("the node is %s, though it says that it is up", n1.Standing())
+	}
+	table.SetDraining("n1", "i1")
+	record.State = cluster.Up
+	table.Meet(record)
+	if n1.Standing() != cluster.Leaving {
+		t.Errorf("the node is %s after a late record, want it to drain", n1.Standing())
+	}
+}
+
 func TestHeldIsAnnouncedOnce(t *testing.T) {
 	table := cluster.NewTable()
 	var held []string

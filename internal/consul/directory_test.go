@@ -32,6 +32,7 @@ func TestDirectory(t *testing.T) {
 		"endpoints are tags if asked for":               projectTags,
 		"values that lie are passed over":               passOver,
 		"records of the past do not replace the living": resistThePast,
+		"a living node is believed more than a record":  believeTheLiving,
 		"a weight alone may wait":                       delayWeights,
 		"nodes share values":                            shareValues,
 		"one node at a time holds a lock":               holdLock,

@@ -323,3 +323,34 @@ func resistThePast(t *testing.T, w *town) {
 		return ok && n.Node().Incarnation == old.node.Incarnation
 	})
 }
+
+// Whoever can write to Consul can say of a node that it has left, or is another at another address.
+func believeTheLiving(t *testing.T, w *town) {
+	w.pace.retryMin, w.pace.retryMax = 10*time.Millisecond, 100*time.Millisecond
+	w.pace.current, w.pace.repair = time.Hour, time.Hour // it is not to repair what is put in its place
+	a := w.join("a")
+	a.local.Add("kept", 1)
+	b := w.join("b")
+	b.sees("kept", map[string]int{"a": 1})
+	left, other := a.self(), a.self()
+	left.State = cluster.Left
+	other.Incarnation, other.Addr, other.Started = "another", "127.0.0.1:9", time.Now().Add(time.Hour)
+	b.keeps(func() {
+		for _, lie := range []cluster.Node{left, other} {
+			before := b.metric("piko_consul_watch_errors_total")
+			if _, err := w.client.KV().Put(&api.KVPair{Key: a.memberKey("a"), Value: encodeMember(lie)}, nil); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the node itself was asked some times", func() bool {
+				return b.metric("piko_consul_watch_errors_total") > before+3
+			})
+			a.local.Add("kept", 1)
+			b.sees("kept", map[string]int{"a": a.local.Weight("kept")})
+		}
+	})
+	w.set(a.node.Incarnation, false)
+	until(t, "the record counts", func() bool {
+		n, ok := b.table.Node("a")
+		return ok && n.Node().Incarnation == other.Incarnation
+	})
+}
