@@ -80,6 +80,11 @@ func access(name string, err error) string {
 		info.Mode().Perm(), stat.Uid, stat.Gid, os.Geteuid(), os.Getegid())
 }
 
+func isDir(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
+}
+
 func exists(name string) bool {
 	_, err := os.Stat(name)
 	return err == nil

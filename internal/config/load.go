@@ -11,7 +11,7 @@ import (
 )
 
 // LoadPikod returns the settings of pikod from the file and the files beside it, changed by over. An empty file name
-// means no files. The error is a [*Problems] with everything that is wrong; what is returned beside it has a [Source] and
+// means no files, a directory NAME.d those in it. The error is a [*Problems] with everything that is wrong; what is returned beside it has a [Source] and
 // no settings.
 func LoadPikod(file string, over ...Override) (Pikod, error) {
 	p := DefaultPikod()
@@ -148,10 +148,19 @@ func (l *loader) bad(keys ...string) bool {
 	return false
 }
 
-// files reads the file and what lies in the directory beside it: pikod.d beside pikod.toml.
+// Beside returns the directory that is read after a settings file: pikod.d beside pikod.toml.
+func Beside(file string) string { return strings.TrimSuffix(file, ".toml") + ".d" }
+
+// files reads the file and what lies in the directory beside it. A directory NAME.d is read alone, and the file that it would
+// be read after is one of those that the settings depend on.
 func (l *loader) files(file string) {
-	l.file(file)
-	dir := strings.TrimSuffix(file, ".toml") + ".d"
+	dir := Beside(file)
+	if base, ok := strings.CutSuffix(file, ".d"); ok && isDir(file) {
+		dir = file
+		l.depends(base + ".toml")
+	} else {
+		l.file(file)
+	}
 	l.depends(dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !os.IsNotExist(err) {

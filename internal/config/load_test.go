@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -249,5 +250,23 @@ func TestProblems(t *testing.T) {
 				t.Errorf("problems of\n%s\n\ngot\n\t%s\nwant\n\t%s", tc.text, strings.Join(got, "\n\t"), strings.Join(tc.want, "\n\t"))
 			}
 		})
+	}
+}
+
+func TestTheDirectoryCountsWithoutTheFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pikod.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "10-drain.toml"), []byte("drain_timeout = \"7s\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := LoadPikod(dir)
+	if err != nil || p.DrainTimeout != Duration(7*time.Second) {
+		t.Errorf("have %v, %v", p.DrainTimeout, err)
+	}
+	// The file may come later.
+	if !slices.Contains(p.Files(), strings.TrimSuffix(dir, ".d")+".toml") {
+		t.Errorf("files are %q", p.Files())
 	}
 }

@@ -124,8 +124,8 @@ func (e Env) Failf(format string, args ...any) int {
 // Refuse prints what is wrong with the settings, each problem on a line of its own, and returns [ExitSettings].
 func (e Env) Refuse(err error) int { return badSettings(e, err) }
 
-// ConfigFile returns the settings file to read: the one given, or else the program's own file in /etc/piko if there is
-// one, or else "".
+// ConfigFile returns the settings to read: the file given, or else the program's own file in /etc/piko if there is one, or
+// else the directory beside that if there is one, or else "".
 func (e Env) ConfigFile(given string) string { return configFile(e.Program, given) }
 
 // UsageError says that the arguments make no sense. The process prints it with a hint and exits with [ExitUsage].
@@ -156,8 +156,13 @@ func configFile(program, given string) string {
 	}
 	file := filepath.Join(configDir, program+".toml")
 	// Only a file that is not there counts as none: one that cannot be read must be reported by the loader.
-	if _, err := os.Stat(file); os.IsNotExist(err) {
-		return ""
+	if _, err := os.Stat(file); !os.IsNotExist(err) {
+		return file
 	}
-	return file
+	// Without it the directory beside it counts all the same.
+	dir := config.Beside(file)
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	return ""
 }

@@ -318,3 +318,53 @@ func activated(t *testing.T) {
 		t.Fatalf("exit code %d", code)
 	}
 }
+
+// TestListenBesideItself moves a listener to an address that overlaps with the one it has, both ways.
+func TestListenBesideItself(t *testing.T) {
+	for _, hosts := range [][2]string{{"127.0.0.1", ""}, {"", "127.0.0.1"}} {
+		p := newTestProcess()
+		old, err := p.Listen("proxy", hosts[0]+":0", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port, _ := net.SplitHostPort(old.Addr().String())
+		_, err = p.Listen("upstream", hosts[1]+":"+port, true)
+		if err == nil || !strings.Contains(err.Error(), "the proxy listener has it") {
+			t.Errorf("another listener at the same port: %v", err)
+		}
+		next, err := p.Listen("proxy", hosts[1]+":"+port, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newTestProcess().Listen("proxy", hosts[1]+":"+port, true); err == nil {
+			t.Error("another process gets the address too")
+		}
+		old.Close()
+		at, err := net.ResolveTCPAddr("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roundTrip(t, next, at)
+		next.Close()
+	}
+}
+
+// TestListenersOfOneUnixSocket closes them one by one: the file goes with the last.
+func TestListenersOfOneUnixSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	p := newTestProcess()
+	a, err := p.Listen("proxy", "unix:"+path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := p.Listen("proxy", "unix:"+path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	roundTrip(t, b, b.Addr())
+	b.Close()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the file is left: %v", err)
+	}
+}

@@ -173,7 +173,10 @@ func (r *reloads) run(ctx context.Context) {
 		case <-r.hangup:
 			settle.end()
 			r.command(ctx, "signal", r.gather(nil))
-		case <-eyes.events():
+		case e := <-eyes.events():
+			if !eyes.concerns(e) {
+				continue
+			}
 			settle.begin()
 		case err := <-eyes.errors():
 			r.p.Log.WithError(err).Debug("events of the file system lost")
@@ -277,7 +280,7 @@ func (r *reloads) read() (Settings, error) {
 // loadFile loads the settings. A file that was not named and not there at the start may be there now; one that was in
 // use must not vanish.
 func (r *reloads) loadFile() (Settings, error) {
-	if r.file == "" && r.optional {
+	if r.optional && (r.file == "" || strings.HasSuffix(r.file, ".d")) {
 		r.file = configFile(r.p.Name, "")
 	}
 	return r.load(r.file)

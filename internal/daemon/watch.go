@@ -34,6 +34,7 @@ type watcher struct {
 	log   logrus.FieldLogger
 	fs    *fsnotify.Watcher // nil: there are no events
 	dirs  []string
+	names map[string]bool // last elements of the paths whose change matters
 	tick  *time.Ticker
 	noted <-chan fsnotify.Event // nil when there are no events
 	lost  <-chan error
@@ -73,7 +74,8 @@ func (w *watcher) watch(files []string) {
 	if w.fs == nil {
 		return
 	}
-	dirs := directories(files)
+	dirs, names := directories(files)
+	w.names = names
 	for _, dir := range w.dirs {
 		if !slices.Contains(dirs, dir) {
 			_ = w.fs.Remove(dir) // fails when the directory has gone
@@ -89,25 +91,46 @@ func (w *watcher) watch(files []string) {
 	w.dirs = dirs
 }
 
-// directories returns what must be watched to see every change of the files: see [watcher].
-func directories(files []string) []string {
+// concerns reports whether an event may be about one of the files. Others lie in the same directories, and some of them, such
+// as logs, are written to all the time. Only names are compared: one directory may have several paths.
+func (w *watcher) concerns(e fsnotify.Event) bool {
+	name := filepath.Base(e.Name)
+	return w.names[name] || settingsName(name)
+}
+
+// settingsName reports whether a file of that name is read if it is in the directory beside the settings file.
+func settingsName(name string) bool { return strings.HasSuffix(name, ".toml") && name[0] != '.' }
+
+// directories returns what must be watched to see every change of the files, see [watcher], and the names that matter there.
+func directories(files []string) (dirs []string, names map[string]bool) {
 	found := map[string]bool{}
+	names = map[string]bool{}
+	add := func(dir, path string) {
+		found[dir], names[filepath.Base(dir)], names[filepath.Base(path)] = true, true, true
+		if rest, err := filepath.Rel(dir, path); err == nil { // what has to be made first, if something is missing
+			first, _, _ := strings.Cut(rest, string(filepath.Separator))
+			names[first] = true
+		}
+	}
 	for _, file := range files {
-		path := filepath.Clean(file)
+		path, err := filepath.Abs(file)
+		if err != nil {
+			path = filepath.Clean(file)
+		}
 		for range linksMost {
-			found[existing(filepath.Dir(path))] = true
+			add(existing(filepath.Dir(path)), path)
 			next, link := resolveOne(path)
 			if link == "" {
 				break
 			}
-			found[filepath.Dir(link)] = true
+			add(filepath.Dir(link), link)
 			path = next
 		}
 		if info, err := os.Stat(file); err == nil && info.IsDir() {
-			found[filepath.Clean(file)] = true
+			add(path, path)
 		}
 	}
-	return slices.Sorted(maps.Keys(found))
+	return slices.Sorted(maps.Keys(found)), names
 }
 
 // resolveOne replaces the first symbolic link in a path by what it points to, and returns the link too; "": there is none.
@@ -176,7 +199,7 @@ func lookAt(all hash.Hash, file string) (blank bool, err error) {
 	if info.IsDir() {
 		entries, err := os.ReadDir(file)
 		for _, e := range entries {
-			if name := e.Name(); strings.HasSuffix(name, ".toml") && name[0] != '.' {
+			if name := e.Name(); settingsName(name) {
 				fmt.Fprintf(all, "%q", name)
 			}
 		}
