@@ -56,6 +56,32 @@ bin/bench:
 test-cluster: build bin/consul ## restart, kill and stop nodes and Consul for long: a quarter of an hour
 	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=cluster -count=1 -v -timeout=60m -run='^TestLong' .
 
+# Of each kind of bytes from outside, the fuzz target that sees most of what is made of them.
+SECURITY_FUZZ := guard:FuzzSplit guard:FuzzNetHTTP guard:FuzzOutput endpoint:FuzzFromHost tunnel:FuzzNothingConfusesALink \
+	tunnel:FuzzFramesMeanTheSameHoweverTheyAreSplit websocket:FuzzConn auth:FuzzVerify config:FuzzLoad consul:FuzzBucket \
+	cluster:FuzzPieces proxy:FuzzClientOf proxy:FuzzAnswer
+# Where the Go vulnerability database is at hand, such as file:///srv/vulndb. Empty: it is not asked.
+VULNDB ?=
+
+.PHONY: test-security
+test-security: build bin/consul bin/h2spec ## try attacks, limits, secrets, rotation and others' old faults, and fuzz: a quarter of an hour
+	.ci/tools security
+	$(GO) test -count=1 -timeout=8m ./internal/auth ./internal/guard ./internal/limit ./internal/tlsconf ./internal/admin \
+		./internal/endpoint ./internal/websocket ./internal/tunnel ./internal/proxy
+	$(GO) test -count=1 -timeout=5m -run='CVE|Corpus|Tenant|Token|Begun|Limit|Abuse|Guest|Secret|Open|Refus|Denylist' \
+		./internal/server ./internal/cluster ./internal/config ./pikod
+	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=10m -run='^TestSecurity|^TestLogsAre' .
+	@$(MAKE) --no-print-directory fuzz-security
+	@if [ -n "$(VULNDB)" ]; then $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db "$(VULNDB)" ./...; fi
+
+.PHONY: fuzz-security
+fuzz-security: ## run the fuzz targets that stand for their kind for FUZZTIME (20s) each
+	@set -e; for target in $(SECURITY_FUZZ); do echo "== $$target"; \
+		$(GO) test -run='^$$' -fuzz="^$${target#*:}\$$" -fuzztime=$(FUZZTIME) "./internal/$${target%:*}"; done
+
+bin/h2spec:
+	GOBIN=$(CURDIR)/bin $(GO) install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+
 .PHONY: tools
 tools: ## install what the tests use from Debian, if it is missing
 	.ci/tools

@@ -155,6 +155,7 @@ func TestTheGuardLeavesProbesAlone(t *testing.T) {
 	o.Guard = func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 	}
+	o.Config.Auth.HMACSecretKey = config.NewSecret(strings.Repeat("k", 32))
 	h := admin.New(o)
 	for path, status := range map[string]int{
 		"/health": 200, "/ready": 200, "/metrics": 401, "/status": 401, "/status/sessions": 401, "/debug/pprof/": 401, "/nothing": 401,

@@ -13,7 +13,9 @@ import (
 // protect: a page does not have one.
 func (a *handler) ownHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.Guard == nil && !a.hostAllowed(r.Host) {
+		// Nor could a page's name be that of our certificate. And where everybody is let in, there is no need for tricks.
+		open := !a.Config.AllowUnauthenticated && r.TLS == nil && (a.Guard == nil || !a.Config.Auth.Enabled())
+		if open && !a.hostAllowed(r.Host) {
 			refuse(w, http.StatusMisdirectedRequest, "bad host")
 			return
 		}

@@ -54,6 +54,7 @@ func serve(env Env, s Settings, from origin) int {
 		log.WithField("setting", w.String()).Warn("unwise setting")
 	}
 	limitMemory(log)
+	noCores()
 	p.reload = newReloads(p, s, from)
 	code := watch(p, s)
 	log.WithField("code", code).Info("stopped")

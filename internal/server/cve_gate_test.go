@@ -1,0 +1,176 @@
+package server_test
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tunnel"
+)
+
+// The faults of others in asking who comes: on the admin listener, and of agents.
+
+// barred is a node whose admin listener asks for tokens.
+func barred(t *testing.T) *running {
+	t.Helper()
+	return start(t, func(c *config.Pikod) { c.Admin.Auth = keyed(secret) })
+}
+
+// lockedOut wants a request to the admin listener to be refused whatever it adds.
+func (n *running) lockedOut(t *testing.T, path string, fields ...string) {
+	t.Helper()
+	if got := n.get(n.url("admin", path), fields...); got.status != http.StatusUnauthorized && got.status != http.StatusNotFound {
+		t.Errorf("%s with %q opens: %d", path, fields, got.status)
+	}
+}
+
+func TestCVE_2026_34457_HealthCheckersAreNotLetIn(t *testing.T) {
+	n := barred(t)
+	for _, agent := range []string{"GoogleHC/1.0", "kube-probe/1.30", "ELB-HealthChecker/2.0", "Prometheus/3.0"} {
+		n.lockedOut(t, "/status", "User-Agent", agent)
+		n.lockedOut(t, "/metrics", "User-Agent", agent)
+	}
+}
+
+func TestCVE_2025_54576_QueryDoesNotOpenAPath(t *testing.T) {
+	n := barred(t)
+	for _, path := range []string{"/status?x=/health", "/status?/ready", "/metrics?path=/health", "/status#/health", "/status;/health", "/health/../status"} {
+		n.lockedOut(t, path)
+	}
+}
+
+func TestCVE_2026_40575_ForwardedURIDoesNotOpenAPath(t *testing.T) {
+	n := barred(t)
+	for _, name := range []string{"X-Forwarded-Uri", "X-Original-Url", "X-Rewrite-Url", "X-Forwarded-Prefix"} { // also CVE-2026-41059
+		n.lockedOut(t, "/status", name, "/health")
+	}
+}
+
+// post sends an empty POST to the admin listener, as a page of a browser could make it.
+func (n *running) post(t *testing.T, path string, change func(*http.Request)) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url("admin", path), http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(req)
+	return n.send(req).status
+}
+
+func TestCVE_2026_27589_PagesOfOthersDoNotReload(t *testing.T) {
+	n := start(t, nil)
+	for name, change := range map[string]func(*http.Request){ // also CVE-2025-47910
+		"another origin": func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") },
+		"no origin":      func(r *http.Request) { r.Header.Set("Origin", "null") },
+		"by its site":    func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") },
+	} {
+		if status := n.post(t, "/reload", change); status != http.StatusForbidden {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+}
+
+func TestCVE_2022_41924_NamesThatLeadHereAreNotOurs(t *testing.T) {
+	n := start(t, nil)
+	for _, host := range []string{"evil.example", "evil.example:8002", "127.0.0.1.evil.example", "localhost.evil.example"} {
+		if status := n.post(t, "/reload", func(r *http.Request) { r.Host = host }); status != http.StatusMisdirectedRequest {
+			t.Errorf("Host %s: %d", host, status)
+		}
+	}
+}
+
+func TestCVE_2026_48113_WhatComesAfterTheHandshakeIsChecked(t *testing.T) {
+	n := start(t, func(c *config.Pikod) { c.Upstream.Auth = keyed(secret) })
+	a, err := n.dial("a", token(t, secret, inAnHour(), "e"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.listen("e")
+	for _, name := range []string{"other", "E2", "e.", "e/../other", "*"} { // also CVE-2026-40304
+		var refused *tunnel.RefusedError
+		if err := a.tryListen(tunnel.Listen{Endpoint: name, Protocol: tunnel.ProtocolHTTP}); !errors.As(err, &refused) {
+			t.Errorf("listens on %q with a token for \"e\": %v", name, err)
+		}
+	}
+	n.wantEndpoints(map[string]int{"e": 1})
+}
+
+func TestCVE_2022_23469_NoTokenInTheLog(t *testing.T) {
+	n := start(t, func(c *config.Pikod) { c.Proxy.Auth = keyed(secret) }) // it logs at level debug
+	n.agent("a", "e")
+	good := token(t, secret, inAnHour())
+	for _, text := range []string{good, good + "x", good[:len(good)-3]} {
+		n.ask("e", "authorization", "Bearer "+text)
+		n.ask("none", "authorization", "Bearer "+text)
+	}
+	for _, e := range n.log.AllEntries() {
+		if line, err := e.String(); err != nil || strings.Contains(line, good[len(good)-30:len(good)-5]) {
+			t.Errorf("a line shows a token: %s, %v", line, err)
+		}
+	}
+}
+
+func TestCVE_2026_71326_NoTwoNamesMakeOneKey(t *testing.T) {
+	seen := map[router.Key][2]string{}
+	for _, tenant := range []string{"", "a", "a-b", "a.b"} {
+		for _, name := range []string{"c", "b-c", "b.c", "a", "a.c"} {
+			key := router.KeyOf(tenant, name)
+			if other, taken := seen[key]; taken {
+				t.Errorf("%q of %q and %q of %q are both %q", name, tenant, other[1], other[0], key)
+			}
+			seen[key] = [2]string{tenant, name}
+		}
+	}
+}
+
+func TestCVE_2024_43798_TokensAreReallyAskedFor(t *testing.T) {
+	n := start(t, func(c *config.Pikod) {
+		c.Proxy.Auth, c.Upstream.Auth, c.Admin.Auth = keyed(secret), keyed(secret), keyed(secret)
+	})
+	if a, err := n.dial("a", "", ""); err == nil {
+		t.Errorf("an agent without token is let in to %s", a.NodeID())
+	}
+	n.ask("e").want(t, http.StatusUnauthorized, "missing authorization")
+	n.lockedOut(t, "/status")
+}
+
+func TestCVE_2026_32305_NoNameLeadsAroundClientCertificates(t *testing.T) {
+	// also CVE-2026-48491, CVE-2026-53622
+	cert, key, _ := certify(t)
+	other, otherKey, _ := certify(t)
+	n := start(t, func(c *config.Pikod) {
+		c.Proxy.TLS.Cert, c.Proxy.TLS.Key, c.Proxy.TLS.ClientCA = cert, key, cert
+		c.Proxy.TLS.Certificates = []config.Certificate{{Cert: other, Key: otherKey}}
+	})
+	for _, name := range []string{"", "localhost", "LOCALHOST", "e.piko.test", "other.test", "xn--zz.test"} {
+		for _, protocols := range [][]string{nil, {"h2"}, {"http/1.1"}, {"acme-tls/1"}} {
+			if err := handshake(t, n.server.Addr("proxy").String(), name, protocols); err == nil {
+				t.Errorf("without a certificate, as %q by %v, a client is let in", name, protocols)
+			}
+		}
+	}
+}
+
+// handshake opens a connection without a certificate, and waits for a byte, with which a refusal comes in TLS 1.3.
+func handshake(t *testing.T, addr, name string, protocols []string) error {
+	t.Helper()
+	conn, err := tls.Dial("tcp", addr, &tls.Config{
+		ServerName: name, InsecureSkipVerify: true, NextProtos: protocols, //nolint:gosec // the other way round is tried
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, getWith("Connection: close")); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(conn, make([]byte, 1))
+	return err
+}
