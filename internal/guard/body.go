@@ -74,6 +74,9 @@ func (c *Conn) judge(b []byte) (w, r int) {
 // judgeHead returns the length of the head that b begins with, or 0 while it is not complete, and goes on behind it.
 func (c *Conn) judgeHead(b []byte) int {
 	n := c.completeHead(b)
+	if n > 0 && c.state == inHead && c.mayChange() {
+		c.holding.Store(true) // before the body is read, as the answer may come, and Resume with it, before its end
+	}
 	switch {
 	case n == 0, c.state != inHead:
 	case c.head.chunked:
@@ -119,15 +122,16 @@ func (c *Conn) ended() {
 }
 
 func (c *Conn) endRequest() {
-	// net/http itself answers to "*", and switches to nothing.
-	if c.head.upgrade && c.head.minor > 0 && !c.head.star {
+	c.state = inHead
+	if c.mayChange() {
 		c.state = inHold
-		c.holding.Store(true)
-	} else {
-		c.state = inHead
 	}
 	c.head = head{spans: c.head.spans[:0]}
 }
+
+// mayChange reports whether the protocol may be another one behind the request. net/http itself answers to "*", and
+// switches to nothing.
+func (c *Conn) mayChange() bool { return c.head.upgrade && c.head.minor > 0 && !c.head.star }
 
 func (c *Conn) startChunk() {
 	c.state, c.left, c.counted = inSize, 0, 0

@@ -168,3 +168,19 @@ func TestNextAllocatesOneString(t *testing.T) {
 		t.Errorf("%v allocations for a head", n)
 	}
 }
+
+// The answer to a request that asked for an upgrade may come before its body was read, and must not hold up the next one.
+func TestResumeBeforeTheBodyWasRead(t *testing.T) {
+	const head = "POST / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nContent-Length: 3\r\n\r\n"
+	const rest = "abcGET /2 HTTP/1.1\r\nHost: a\r\n\r\n"
+	for _, cut := range []func(int) int{whole, single} {
+		c := over(&pieces{[]byte(head + rest), cut})
+		if _, err := io.ReadFull(c, make([]byte, len(head))); err != nil {
+			t.Fatal(err)
+		}
+		c.Resume()
+		if got, err := io.ReadAll(c); err != nil || string(got) != rest {
+			t.Errorf("%q %v, want %q", got, err, rest)
+		}
+	}
+}

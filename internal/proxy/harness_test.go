@@ -85,12 +85,17 @@ type fixture struct {
 
 func newFixture(t testing.TB, change func(*Options)) *fixture {
 	t.Helper()
+	return newFixtureFor(t, onlyNetHTTP, change)
+}
+
+func newFixtureFor(t testing.TB, byNetHTTP bool, change func(*Options)) *fixture {
+	t.Helper()
 	f := &fixture{t: t, router: router.New(router.Options{Settings: router.Settings{RetryBudget: 1}})}
 	o := Options{Router: f.router, ErrorLog: log.New(io.Discard, "", 0)}
 	if change != nil {
 		change(&o)
 	}
-	o.onlyNetHTTP = onlyNetHTTP
+	o.onlyNetHTTP = byNetHTTP
 	server, err := New(o)
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 
 // watchAfter is how long an answer may take before somebody looks whether the client is still there. Most come sooner,
 // and cost no goroutine.
-const watchAfter = 5 * time.Millisecond
+const watchAfter = 50 * time.Millisecond
 
 // watch sees a client leave that waits for an answer.
 type watch struct {

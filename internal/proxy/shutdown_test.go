@@ -2,10 +2,13 @@ package proxy
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"testing"
+	"time"
 )
 
 // What a client sends before it can know that the node is stopping is answered, on a connection that was idle and on one
@@ -50,4 +53,71 @@ func TestShutdownAnswersWhatIsOnItsWay(t *testing.T) {
 		}
 	}
 	await(t, done, "end of the shutdown")
+}
+
+// A client that never sends anything does not hold a shutdown up.
+func TestShutdownEndsSoonBesideIdleClients(t *testing.T) {
+	if onlyNetHTTP {
+		return // net/http gives new connections five seconds
+	}
+	f := newFixture(t, nil)
+	c, _ := f.dial()
+	idle, br := f.dial()
+	io.WriteString(idle, "GET / HTTP/1.1\r\nHost: nobody.piko.test\r\n\r\n")
+	if resp, err := http.ReadResponse(br, nil); err != nil || readAll(t, resp) == "" {
+		t.Fatal(resp, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	began := time.Now()
+	if err := f.server.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > patience/4 {
+		t.Errorf("took %v", took)
+	}
+	if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
+		t.Error("the connection is open")
+	}
+}
+
+// A listener that is closed while its connections live on is forgotten with the last of them, which comes soon, as answers
+// ask for new connections.
+func TestReplacedListenerIsForgotten(t *testing.T) {
+	f := newFixture(t, nil)
+	f.serveHTTP(func(w http.ResponseWriter, r *http.Request) {})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan error, 1)
+	go func() { over <- f.server.Serve(context.Background(), l) }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	br := bufio.NewReader(c)
+	for _, last := range []bool{false, true} {
+		if last {
+			l.Close()
+			if err := await(t, over, "end of Serve"); !errors.Is(err, net.ErrClosed) {
+				t.Error(err)
+			}
+		}
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: ep1.piko.test\r\n\r\n")
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil || resp.StatusCode != 200 || resp.Close != (last && !onlyNetHTTP) {
+			t.Fatal(last, resp, err)
+		}
+		readAll(t, resp)
+	}
+	c.Close()
+	f.server.retiring.Wait()
+	f.server.mu.Lock()
+	defer f.server.mu.Unlock()
+	if n := len(f.server.fronts); n != 1 {
+		t.Errorf("%d listeners are kept, want the one that is served", n)
+	}
 }
