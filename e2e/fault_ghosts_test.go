@@ -20,16 +20,18 @@ func TestFaultGhosts(t *testing.T) {
 func freshGhosts(t *testing.T, kills int) *rig {
 	r := startRig(t, rigOptions{Node: func(r *rig, _ int) string { return r.membership("") }})
 	r.agent("e", 0, 1, 2)
+	living := r.living()
 	had := map[string]bool{}
 	for k := range kills {
+		for _, id := range living {
+			had[id] = true
+		}
 		i := k % len(r.nodes)
 		r.nodes[i].kill(t)
 		r.run(i)
-		for _, id := range r.living() {
-			had[id] = true
-		}
+		living = r.living()
+		had[living[i]] = true
 	}
-	living := r.living()
 	t.Logf("%d kills, %d names in all; the living are %v", kills, len(had), living)
 	if len(had) != kills+len(r.nodes) {
 		t.Errorf("there were %d names: want a new one each time", len(had))

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -26,7 +29,7 @@ func secretKeys(t testing.TB, secret, name string) *tls.Config {
 	return client
 }
 
-// dialAsPeer tries to become a peer of a node, as a program would that knows all of the protocol.
+// dialAsPeer tries to become a peer of a node and to reach an endpoint, as a program would that knows all of the protocol.
 func dialAsPeer(t testing.TB, address, scheme, clusterName string, c *tls.Config) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -40,6 +43,9 @@ func dialAsPeer(t testing.TB, address, scheme, clusterName string, c *tls.Config
 	}
 	defer func() { _ = s.CloseNow(io.EOF); s.Wait() }()
 	st, err := s.Open(ctx, tunnel.Header{Endpoint: "e", Protocol: tunnel.ProtocolHTTP})
+	if _, refused := errors.AsType[*tunnel.RefusedError](err); refused {
+		return nil // the endpoint is not here, but that it says to peers only
+	}
 	if err == nil {
 		_ = st.Reset()
 	}
@@ -229,4 +235,95 @@ func TestFaultClusterOfCertificates(t *testing.T) {
 			t.Errorf("%s: a stranger has become a peer and reached an endpoint", name)
 		}
 	}
+}
+
+// certified are the files of a node that has certificates for its peers.
+type certified struct{ certificate, key, trusted string }
+
+// use has a node show another certificate and trust other authorities, all at once for it to see.
+func (f certified) use(t *testing.T, by *authority, trusts ...*authority) {
+	certificate, key := by.issue(t, "node")
+	var roots []byte
+	for _, a := range trusts {
+		roots = append(roots, readFile(t, a.file)...)
+	}
+	for path, content := range map[string][]byte{
+		f.certificate: readFile(t, certificate), f.key: readFile(t, key), f.trusted: roots,
+	} {
+		if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{f.trusted, f.key, f.certificate} {
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// One authority follows the other while the nodes run: first all trust both, then all show the new one's certificates,
+// then nobody trusts the old one.
+func TestFaultCertificatesBetweenNodesRotate(t *testing.T) {
+	t.Parallel()
+	old, next := newAuthority(t), newAuthority(t)
+	c := startCluster(t, 0, "")
+	var files []certified
+	for i := range 2 {
+		dir := t.TempDir()
+		f := certified{dir + "/cert.pem", dir + "/key.pem", dir + "/ca.pem"}
+		f.use(t, old, old)
+		files = append(files, f)
+		c.peers = append(c.peers, freeAddress(t))
+		c.nodes = append(c.nodes, startNode(t, nodeOptions{More: fmt.Sprintf(
+			"[cluster]\nnode_id = \"n%d\"\nlisten = %q\n[cluster.tls]\ncert = %q\nkey = %q\nca = %q\n[consul]\naddress = %q\n", i+1,
+			c.peers[i], f.certificate, f.key, f.trusted, c.consul.HTTP)}))
+	}
+	c.awaitAll(t)
+	onNode(t, c.nodes[0], "e", "ok")
+	c.routed(t, "e")
+	keysOf := func(a *authority) *tls.Config {
+		certificate, key := a.issue(t, "x")
+		pair, err := tls.LoadX509KeyPair(certificate, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}
+	}
+	step := func(name string, by *authority, trusts ...*authority) {
+		for _, f := range files {
+			f.use(t, by, trusts...)
+		}
+		await(t, name, settle, func() error {
+			for _, address := range c.peers {
+				for _, a := range []*authority{old, next} {
+					trusted := slices.Contains(trusts, a)
+					if err := dialAsPeer(t, address, "https", "piko", keysOf(a)); (err == nil) != trusted {
+						return fmt.Errorf("a node with a certificate of the authority %p: %w, want trusted: %t", a, err, trusted)
+					}
+				}
+			}
+			return nil
+		})
+		for range 20 {
+			if a := get(t, c.nodes[1].client(t), at("e", "/")); a.body != "ok" {
+				t.Fatalf("after %q: status %d %s", name, a.StatusCode, a.body)
+			}
+		}
+	}
+	step("both are trusted", old, old, next)
+	step("the new one's are shown", next, old, next)
+	step("the old one is not trusted any more", next, next)
+	c.nodes[1].kill(t)
+	c.nodes[1].run(t)
+	c.awaitAll(t)
+	c.routed(t, "e")
 }
