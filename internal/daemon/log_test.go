@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/config"
@@ -206,6 +207,11 @@ func TestStuckReaderStopsNobody(t *testing.T) {
 	const lines = logBuffer/1024 + 100
 	for range lines {
 		put(t, a, line)
+	}
+	if err := testutil.CollectAndCompare((&Process{dropped: a.Dropped, reload: &reloads{}}).Collector(), strings.NewReader(
+		"# HELP piko_log_dropped_lines_total Lines of the log that were dropped, as nobody read them in time.\n"+
+			"# TYPE piko_log_dropped_lines_total counter\npiko_log_dropped_lines_total 100\n"), "piko_log_dropped_lines_total"); err != nil {
+		t.Error(err)
 	}
 	if a.Dropped() != 100 {
 		t.Errorf("%d dropped, want 100", a.Dropped())

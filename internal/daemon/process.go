@@ -21,6 +21,7 @@ type Process struct {
 
 	sockets *sockets
 	notify  func(state string) // tells systemd; nil: there is none to tell
+	dropped func() uint64      // lines of the log; nil: none are
 	mute    atomic.Bool        // it is another process that systemd listens to
 	reload  *reloads           // nil: settings can't be reloaded
 	legacy  *legacy            // nil: there is no process to take over from

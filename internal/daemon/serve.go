@@ -47,6 +47,7 @@ func serve(env Env, s Settings, from origin) int {
 		return ExitFailure
 	}
 	p := &Process{Name: env.Program, Version: env.Version, Log: log, sockets: sockets, notify: notifier(log), legacy: before}
+	p.dropped = out.Dropped
 	p.mute.Store(before != nil)
 	log.WithFields(logrus.Fields{"version": env.Version, "file": from.file, "settings": s.Digest(), "pid": os.Getpid()}).
 		Info("starting")
