@@ -15,7 +15,7 @@ image() { # name, ports, title
   local binaries=() arch
   for arch in $arches; do binaries+=("$arch=$out/build/static-$arch/$1"); done
   "$out/build/oci" -name "$1" -ports "$2" -title "$3" -version "${VERSION//\~/-}" -revision "$commit" \
-    -epoch "$SOURCE_DATE_EPOCH" -out "$out/$1.oci" "${binaries[@]}"
+    -settings $'[log]\nformat = "json"' -epoch "$SOURCE_DATE_EPOCH" -out "$out/$1.oci" "${binaries[@]}"
   tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" --mode=u=rwX,go=rX \
     -cf "$out/$1.oci.tar" -C "$out/$1.oci" .
 }

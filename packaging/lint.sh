@@ -10,8 +10,9 @@ need lintian=lintian rpmlint=rpmlint rpm=rpm mandoc=mandoc shellcheck=shellcheck
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-mandoc -T lint -W warning man/*.[1578]
-shellcheck -x packaging/*.sh packaging/test/*.sh
+# The pages that they refer to need not be installed here.
+if mandoc -T lint man/*.[1578] | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'; then exit 1; fi
+shellcheck -x packaging/*.sh packaging/*/*.sh
 shellcheck -s bash packaging/completions/bash/*
 for script in packaging/scripts/*.{deb,rpm}; do
   sed '/^#RESTART#$/{

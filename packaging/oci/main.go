@@ -4,7 +4,8 @@
 //
 //	oci -name pikod -version 1.2.3 -epoch 1770000000 -out dist/pikod.oci amd64=build/amd64/pikod arm64=build/arm64/pikod
 //
-// The image has the program, certificates of authorities, the user 65532, a writable /tmp, and nothing else.
+// The image has the program, its settings if there are any, certificates of authorities, the user 65532, a writable /tmp,
+// and nothing else.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -35,6 +37,7 @@ type image struct {
 	name, version, revision, title string
 	ports                          []string
 	certificates, license          string // files
+	settings                       string // contents of /etc/piko/NAME.toml; none if empty
 	created                        time.Time
 	out                            string
 }
@@ -64,6 +67,7 @@ func main() {
 	flag.StringVar(&ports, "ports", "", "ports it listens on, with commas")
 	flag.StringVar(&im.certificates, "certificates", "/etc/ssl/certs/ca-certificates.crt", "certificates of authorities")
 	flag.StringVar(&im.license, "license", "LICENSE", "license text")
+	flag.StringVar(&im.settings, "settings", "", "text of /etc/piko/NAME.toml; none if empty")
 	flag.Int64Var(&epoch, "epoch", 0, "time of everything, in seconds since 1970")
 	flag.StringVar(&im.out, "out", "", "folder to write")
 	flag.Parse()
@@ -178,16 +182,19 @@ func (im *image) labels() map[string]string {
 	return labels
 }
 
+// entry is one name in the file system.
+type entry struct {
+	name     string
+	mode     int64
+	file     string // copied from
+	contents string
+}
+
 // layer returns the file system as a tar archive.
 func (im *image) layer(binary string) ([]byte, error) {
 	var b bytes.Buffer
 	t := tar.NewWriter(&b)
-	for _, e := range []struct {
-		name     string
-		mode     int64
-		file     string // copied from
-		contents string
-	}{
+	entries := []entry{
 		{name: "etc/", mode: 0o755},
 		{name: "etc/group", mode: 0o644, contents: fmt.Sprintf("root:x:0:\nnonroot:x:%d:\n", nobody)},
 		{name: "etc/nsswitch.conf", mode: 0o644, contents: "hosts: files dns\n"},
@@ -204,7 +211,13 @@ func (im *image) layer(binary string) ([]byte, error) {
 		{name: "usr/share/", mode: 0o755},
 		{name: "usr/share/licenses/", mode: 0o755},
 		{name: "usr/share/licenses/" + im.name, mode: 0o644, file: im.license},
-	} {
+	}
+	if im.settings != "" {
+		settings := entry{name: "etc/piko/" + im.name + ".toml", mode: 0o644, contents: im.settings + "\n"}
+		at := slices.IndexFunc(entries, func(e entry) bool { return e.name == "etc/ssl/" })
+		entries = slices.Insert(entries, at, settings)
+	}
+	for _, e := range entries {
 		contents := []byte(e.contents)
 		if e.file != "" {
 			var err error

@@ -1,0 +1,3 @@
+module github.com/pikoproxy/piko/packaging/compose/balancer
+
+go 1.26
