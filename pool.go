@@ -112,6 +112,9 @@ func (p *pool) remove(l *Listener) {
 		return
 	}
 	delete(p.listeners, l.endpoint)
+	if p.draining {
+		return // nodes are told of the end of all at once
+	}
 	for k := range p.links {
 		p.reconcileLocked(k, l.endpoint)
 	}

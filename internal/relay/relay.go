@@ -61,6 +61,8 @@ func Relay(ctx context.Context, a, b net.Conn, o Options) (Counts, error) {
 	unwatch()
 	counts := Counts{AToB: r.toB.Load(), BToA: r.toA.Load()}
 	if r.err != nil {
+		Abort(a) // unless that was done at once
+		Abort(b)
 		return counts, r.err
 	}
 	return counts, errors.Join(closed(a), closed(b))
@@ -96,17 +98,23 @@ func Abort(c net.Conn) {
 // per read costs nothing while bytes flow.
 const idleTicks = 4
 
+// lastWords is how long one direction goes on after the other could not be written any more. A server that refuses a request
+// before it has read all of it answers, ends its direction, and resets what still comes: the answer is worth having.
+const lastWords = time.Second
+
 type relay struct {
 	a, b     net.Conn
 	tick     time.Duration
 	toA, toB atomic.Int64
 
-	mu    sync.Mutex // guards the following
-	err   error      // of the abort
-	done  bool       // callbacks that start now have come too late
-	timer *time.Timer
-	seen  int64 // bytes moved at the last tick
-	still int   // ticks without movement
+	mu      sync.Mutex // guards the following
+	err     error      // the first
+	aborted bool
+	done    bool // callbacks that start now have come too late
+	timer   *time.Timer
+	last    *time.Timer // ends the last words
+	seen    int64       // bytes moved at the last tick
+	still   int         // ticks without movement
 
 	callbacks sync.WaitGroup
 }
@@ -125,6 +133,9 @@ func (r *relay) watch(ctx context.Context) func() {
 		r.done = true
 		if r.timer != nil {
 			r.timer.Stop()
+		}
+		if r.last != nil {
+			r.last.Stop()
 		}
 		r.mu.Unlock()
 		r.callbacks.Wait()
@@ -165,15 +176,27 @@ func (r *relay) checkIdle() {
 // abort breaks both sides because of err. Only the first call has an effect.
 func (r *relay) abort(err error) {
 	r.mu.Lock()
-	first := r.err == nil
-	if first {
+	if r.err == nil {
 		r.err = err
 	}
+	first := !r.aborted
+	r.aborted = true
 	r.mu.Unlock()
 	if first {
 		Abort(r.a)
 		Abort(r.b)
 	}
+}
+
+// giveUp ends one direction because of err, and breaks both sides when the other one has had the time for its last words.
+func (r *relay) giveUp(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil || r.done {
+		return
+	}
+	r.err = err
+	r.last = time.AfterFunc(lastWords, func() { r.callback(func() { r.abort(err) }) })
 }
 
 // direction copies from src to dst until src ends, and tells dst.
@@ -182,8 +205,14 @@ func (r *relay) direction(dst, src net.Conn, count *atomic.Int64, name string) {
 	if err == nil {
 		err = endWrite(dst)
 	}
-	if err != nil {
-		r.abort(fmt.Errorf("relay %s: %w", name, err))
+	if err == nil {
+		return
+	}
+	err = fmt.Errorf("relay %s: %w", name, err)
+	if errors.Is(err, errWrite) {
+		r.giveUp(err)
+	} else {
+		r.abort(err)
 	}
 }
 
@@ -195,6 +224,8 @@ func endWrite(dst net.Conn) error {
 	return closed(dst)
 }
 
+var errWrite = errors.New("write")
+
 // pump copies until the end of src, which is no error.
 func pump(dst io.Writer, src source, count *atomic.Int64) error {
 	for {
@@ -204,7 +235,7 @@ func pump(dst io.Writer, src source, count *atomic.Int64) error {
 			count.Add(int64(n))
 			if failed != nil {
 				src.release()
-				return fmt.Errorf("write: %w", failed)
+				return fmt.Errorf("%w: %w", errWrite, failed)
 			}
 		}
 		src.release()

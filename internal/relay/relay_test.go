@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -297,3 +298,33 @@ func TestManyChunksKeepTheirOrder(t *testing.T) {
 		}
 	})
 }
+
+func TestLastWordsOfASideThatReadsNoMore(t *testing.T) {
+	client, a := tcpPair(t)
+	b, service := tcpPair(t)
+	done := make(chan error, 1)
+	go func() {
+		_, err := Relay(t.Context(), a, b, Options{})
+		done <- err
+	}()
+	go io.Copy(client, endless{}) // an upload that nobody wants
+	if _, err := io.ReadFull(service, make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	answer := strings.Repeat("413 Content Too Large. ", 1000)
+	if _, err := io.WriteString(service, answer); err != nil {
+		t.Fatal(err)
+	}
+	service.Close() // with data unread: a reset
+	got, _ := io.ReadAll(client)
+	if string(got) != answer {
+		t.Errorf("%d bytes of the answer arrived, want %d", len(got), len(answer))
+	}
+	if err := <-done; err == nil {
+		t.Error("no error though the upload was cut")
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }

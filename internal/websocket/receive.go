@@ -8,7 +8,7 @@ import (
 )
 
 // restingBuffer is what a connection that is no bare socket waits with, in bytes.
-const restingBuffer = 1 << 10
+const restingBuffer = 512
 
 // receiver is what Receive keeps between calls.
 type receiver struct {
@@ -18,7 +18,7 @@ type receiver struct {
 }
 
 // Receive waits until something has come from the peer, and calls use with the data in it, if any; use must not keep it.
-// It returns the errors of [Conn.Read], and that of use. On a plain TCP socket no buffer is held while it waits, else 1 KiB.
+// It returns the errors of [Conn.Read], and that of use. On a plain TCP socket no buffer is held while it waits, else 512 bytes.
 // Calls of Read and Receive may not be mixed.
 func (c *Conn) Receive(use func(data []byte) error) error {
 	c.rmu.Lock()

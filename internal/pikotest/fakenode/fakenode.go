@@ -182,8 +182,13 @@ func (n *Node) Token(_ *tunnel.Session, bearer string) {
 	n.update(func() { n.tokens = append(n.tokens, bearer) })
 }
 
-// Drain implements tunnel.Handler.
-func (n *Node) Drain(*tunnel.Session, tunnel.Drain) { n.update(func() { n.drains++ }) }
+// Drain implements tunnel.Handler. What the agent offers on the session is not routed any more, as with a real node.
+func (n *Node) Drain(s *tunnel.Session, _ tunnel.Drain) {
+	n.update(func() {
+		n.drains++
+		clear(n.sessions[s])
+	})
+}
 
 // DrainAgents asks all agents to go elsewhere.
 func (n *Node) DrainAgents(deadline time.Time) {
