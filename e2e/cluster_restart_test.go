@@ -21,24 +21,29 @@ type rolling struct {
 	count   int64         // of requests, at least
 	size    int64         // of the uploads that each restart meets
 	held    int           // streams of each kind that last as long as they may
+	local   float64       // the share of requests for which a node with agents for the endpoint is chosen; 0: as the nodes like
 }
 
 const notice = time.Second // drain_notice
 
 var (
-	briefly  = rolling{4 * time.Second, time.Second, 2 * time.Second, 0, 8 << 20, 1}
-	thorough = rolling{20 * time.Second, 10 * time.Second, 5 * time.Second, 36_000, 100 << 20, 4}
+	briefly  = rolling{4 * time.Second, time.Second, 2 * time.Second, 0, 8 << 20, 1, 0}
+	thorough = rolling{20 * time.Second, 10 * time.Second, 5 * time.Second, 36_000, 100 << 20, 4, 0.6}
 )
 
 // TestClusterRollingRestart is not parallel: it counts what fails under load.
 func TestClusterRollingRestart(t *testing.T) { rollingRestart(t, briefly) }
 
-// rollingRestart has agents with two connections each. All requests through a node that has agents for the endpoint stay
-// there, so that the crowd can choose which share takes a second node.
+// rollingRestart has agents with two connections each. For the crowd to choose which share of the requests takes a second
+// node, all those through a node that has agents for the endpoint stay there.
 func rollingRestart(t *testing.T, o rolling) {
-	c := o.cluster(t, "policy = \"local-first\"")
+	policy := ""
+	if o.local > 0 {
+		policy = "policy = \"local-first\""
+	}
+	c := o.cluster(t, policy)
 	service := serve(t, loadService)
-	load := o.crowd(0.6)
+	load := o.crowd(o.local)
 	for i := range 6 {
 		load.Endpoints = append(load.Endpoints, fmt.Sprint("e", i))
 		c.agents(t, 1, offer{Endpoint: load.Endpoints[i], Addr: service})
