@@ -134,6 +134,7 @@ func (f *traffic) talk(i int, ws *websocket.Conn) {
 func (f *traffic) end() {
 	f.stop()
 	f.endings.Wait()
+	f.kept.CloseIdleConnections()
 	f.t.Logf("%d requests, %d failed, the slowest took %s; %d messages over WebSockets",
 		f.asked.Load(), f.failed.Load(), time.Duration(f.slowest.Load()).Round(time.Millisecond), f.talked.Load())
 }
