@@ -189,11 +189,11 @@ type witness struct {
 
 // watchOver sends 20 requests a second for each endpoint through each of the nodes, with numbers that count from 0.
 func (r *rig) watchOver(endpoints []string, nodes ...int) *witness {
-	w := &witness{rig: r}
-	ctx, cancel := context.WithCancel(r.t.Context())
+	t, w := r.t, &witness{rig: r}
+	ctx, cancel := context.WithCancel(t.Context())
 	w.cancel = cancel
 	for _, i := range nodes {
-		client := r.nodes[i].client(r.t)
+		client := r.nodes[i].client(t)
 		client.Timeout = 10 * time.Second
 		for _, endpoint := range endpoints {
 			w.running.Go(func() {
@@ -202,7 +202,7 @@ func (r *rig) watchOver(endpoints []string, nodes ...int) *witness {
 				for {
 					select {
 					case <-tick.C:
-						w.running.Go(func() { w.ask(client, i, endpoint) })
+						w.running.Go(func() { w.ask(t, client, i, endpoint) })
 					case <-ctx.Done():
 						return
 					}
@@ -210,13 +210,13 @@ func (r *rig) watchOver(endpoints []string, nodes ...int) *witness {
 			})
 		}
 	}
-	r.t.Cleanup(func() { w.cancel(); w.running.Wait() })
+	t.Cleanup(func() { w.cancel(); w.running.Wait() })
 	return w
 }
 
-func (w *witness) ask(client *http.Client, i int, endpoint string) {
+func (w *witness) ask(t testing.TB, client *http.Client, i int, endpoint string) {
 	began := time.Now()
-	a, err := try(client, request(w.rig.t, http.MethodGet, at(endpoint, "/"), nil))
+	a, err := try(client, request(t, http.MethodGet, at(endpoint, "/"), nil))
 	if err == nil && a.body != endpoint {
 		err = fmt.Errorf("status %d: %s", a.StatusCode, strings.TrimSpace(a.body))
 	}

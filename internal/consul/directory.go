@@ -102,6 +102,7 @@ type Directory struct {
 	canary  canary
 	epoch   atomic.Pointer[epoch] // of the blocking reads; set by Run
 
+	listing   chan struct{} // holds one token for each list of a node that is being read; never closed
 	leaving   chan struct{} // closed when Leave begins
 	leaveOnce sync.Once
 	ready     chan struct{} // closed by the view when it is complete for the first time
@@ -141,7 +142,7 @@ func newDirectory(o Options, p pace) (*Directory, error) {
 		settings: o.Settings, cluster: o.Cluster, node: o.Node, local: o.Local, table: o.Table, probe: o.Probe,
 		log: o.Log, pace: p, base: o.Settings.Prefix + "/" + o.Cluster + "/v1/", catalog: catalogName(o.Cluster, o.Node.ID),
 		servers: list, tokens: newTokens(o.Settings, env), env: env, budget: rate.NewLimiter(2, 10),
-		leaving: make(chan struct{}), ready: make(chan struct{}),
+		listing: make(chan struct{}, maxLists), leaving: make(chan struct{}), ready: make(chan struct{}),
 		complained: map[string]time.Time{},
 	}
 	if d.node.Started.IsZero() {

@@ -125,6 +125,13 @@ func (p *peer) list(ctx context.Context, node cluster.Node) error {
 	if err := p.lists.Wait(ctx); err != nil {
 		return err
 	}
+	// A list is in memory several times while it is read. Many nodes may have to be read at once.
+	select {
+	case p.d.listing <- struct{}{}:
+		defer func() { <-p.d.listing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	began := time.Now()
 	prefix := p.d.nodePrefix(node.ID)
 	pairs, _, err := p.d.readClient.KV().List(prefix, readOptions(ctx))

@@ -27,6 +27,7 @@ const (
 	maxMembers  = 1000
 	maxKeys     = 250_000 // of one node
 	maxBuckets  = 1 << 14
+	maxLists    = 4 // lists of nodes that are read at once
 	minBuckets  = 16
 	bucketFull  = 96 // keys per bucket, on average, from which on there are more buckets
 	bucketReady = 48 // keys per bucket after that
