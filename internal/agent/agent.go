@@ -81,6 +81,9 @@ type Agent struct {
 type shape struct {
 	settings  config.Agent
 	listeners []*listener // in the order of the settings
+
+	once  sync.Once // makes names
+	names map[string]*listener
 }
 
 // lifetime is what listeners run in.

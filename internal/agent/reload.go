@@ -93,12 +93,15 @@ func (a *Agent) shape(c config.Agent, changed keys) (*shape, error) {
 	return s, err
 }
 
+// byEndpoint returns the listeners by the canonical name of their endpoint. The map is not to be changed.
 func (s *shape) byEndpoint() map[string]*listener {
-	all := make(map[string]*listener, len(s.listeners))
-	for _, l := range s.listeners {
-		all[strings.ToLower(l.settings.Endpoint)] = l
-	}
-	return all
+	s.once.Do(func() {
+		s.names = make(map[string]*listener, len(s.listeners))
+		for _, l := range s.listeners {
+			s.names[strings.ToLower(l.settings.Endpoint)] = l
+		}
+	})
+	return s.names
 }
 
 // prepareConnection returns what puts another [connect] section into use.
