@@ -202,7 +202,7 @@ func (r *rig) watchOver(endpoints []string, nodes ...int) *witness {
 				for {
 					select {
 					case <-tick.C:
-						w.running.Go(func() { w.ask(t, client, i, endpoint) })
+						w.running.Go(func() { w.ask(t, client, i, endpoint) }) //nolint:contextcheck // what has begun is seen through
 					case <-ctx.Done():
 						return
 					}

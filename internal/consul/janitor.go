@@ -19,29 +19,46 @@ import (
 func (d *Directory) sweep(ctx context.Context) {
 	dead := map[string]time.Time{} // what was found dead, and since when
 	for sleep(ctx, d.jitter(d.pace.sweep)) {
-		found, err := d.findDead(ctx)
-		if err != nil {
-			d.log.WithError(err).Debug("looking for what dead nodes left behind")
+		if d.look(ctx, dead) == nil {
 			continue
 		}
-		maps.DeleteFunc(dead, func(thing string, _ time.Time) bool { return found[thing] == nil })
-		for _, thing := range slices.Sorted(maps.Keys(found)) {
-			since, known := dead[thing]
-			if !known {
-				dead[thing] = time.Now()
-				continue
-			}
-			if time.Since(since) < d.pace.sweepAge {
-				continue
-			}
-			if !sleep(ctx, rand.N(d.pace.sweepSpread+1)) { //nolint:gosec // a delay
+		// Others have found the same. Whoever comes later finds it done.
+		if !sleep(ctx, rand.N(d.pace.sweepSpread+1)) { //nolint:gosec // a delay
+			return
+		}
+		for thing, remove := range d.look(ctx, dead) {
+			if d.budget.Wait(ctx) != nil {
 				return
 			}
-			if err := found[thing](ctx); err != nil {
+			if err := remove(ctx); err != nil {
 				d.log.WithError(err).WithField("key", thing).Debug("removing what a dead node left behind")
 			}
 		}
 	}
+}
+
+// look notes in dead what looks dead now, and returns what has done so for long enough, and how to remove each; nil for
+// nothing.
+func (d *Directory) look(ctx context.Context, dead map[string]time.Time) (due map[string]func(context.Context) error) {
+	found, err := d.findDead(ctx)
+	if err != nil {
+		d.log.WithError(err).Debug("looking for what dead nodes left behind")
+		return nil
+	}
+	maps.DeleteFunc(dead, func(thing string, _ time.Time) bool { return found[thing] == nil })
+	for thing, remove := range found {
+		since, known := dead[thing]
+		switch {
+		case !known:
+			dead[thing] = time.Now()
+		case time.Since(since) >= d.pace.sweepAge:
+			if due == nil {
+				due = map[string]func(context.Context) error{}
+			}
+			due[thing] = remove
+		}
+	}
+	return due
 }
 
 // findDead returns what looks dead now, and how to remove each.
