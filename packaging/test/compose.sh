@@ -17,15 +17,16 @@ OUT=$images packaging/compose/images.sh
 finish() {
   local status=$?
   set +e
+  if [ "$failed" -gt 0 ]; then compose logs --no-color --tail 15; fi
   docker ps -aq | xargs -r docker rm -f >/dev/null
   stop_engine
   rm -rf --one-file-system "$work"
   exit "$status"
 }
 trap finish EXIT
+compose() { docker-compose -f packaging/compose/compose.yaml -p piko "$@"; }
 start_engine
 for name in pikod piko-agent consul balancer; do take "$images/$name.oci" "piko/$name:dev" >/dev/null; done
-compose() { docker-compose -f packaging/compose/compose.yaml -p piko "$@"; }
 hello() { inside curl -sS --fail -m 20 -o /dev/null -H 'Host: hello.piko.localhost' http://127.0.0.1:8000/health; }
 all_up() { test "$(docker exec piko_node1_1 /usr/bin/pikod status nodes | grep -c ' up ')" = 3; }
 many() { local i; for i in $(seq "$1"); do hello; done; }
