@@ -53,7 +53,7 @@ bin/bench:
 	cd bench && $(GO) build -o ../bin/bench .
 
 .PHONY: test-cluster
-test-cluster: build bin/consul ## restart, kill and stop nodes and Consul for long: a quarter of an hour
+test-cluster: tools build bin/consul ## kill, stop and cut off nodes and Consul for long: less than half an hour
 	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=cluster -count=1 -v -timeout=60m -run='^TestLong' .
 
 # Of each kind of bytes from outside, the fuzz target that sees most of what is made of them.
