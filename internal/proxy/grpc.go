@@ -213,7 +213,7 @@ func (x *exchange) deliverH2(ctx context.Context, s *router.Stream, c h2Conn, re
 	x.record.sent, x.record.received = x.copier.written, body.n.Load()
 	if err != nil {
 		x.endH2(s, c)
-		if errors.Is(err, errClient) || clientGone(ctx) || x.gone() {
+		if errors.Is(err, errClient) || clientGone(ctx) || x.ended() != nil {
 			x.record.err = err
 			if x.copier.slow || isSlowReader(err) {
 				x.record.reason = limit.SlowReader

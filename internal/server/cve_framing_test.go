@@ -94,7 +94,7 @@ func TestCVE_2026_42507_NoFieldOfAClientBreaksALineOfTheLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\n\r\x1b\x85") {
+		if strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\n\r\x1b\u0085") {
 			t.Errorf("a line with control characters: %q", line)
 		}
 	}
