@@ -240,12 +240,12 @@ func (w *witness) clean(fault time.Time, allowed time.Duration) {
 	t := w.rig.t
 	t.Helper()
 	var failed, wrong int
-	var slow time.Duration
+	var slow testimony
 	seen := w.end()
 	for _, x := range seen {
 		within := !x.began.Before(fault.Add(-time.Second)) && x.began.Before(fault.Add(allowed))
-		if !x.began.Before(fault) {
-			slow = max(slow, x.took)
+		if !x.began.Before(fault) && x.took > slow.took {
+			slow = x
 		}
 		switch {
 		case x.err == nil:
@@ -260,8 +260,8 @@ func (w *witness) clean(fault time.Time, allowed time.Duration) {
 			}
 		}
 	}
-	t.Logf("%d requests: %d failed within %s of the fault, %d at other times; the slowest took %s", len(seen), failed, allowed,
-		wrong, slow.Round(time.Millisecond))
+	t.Logf("%d requests: %d failed within %s of the fault, %d at other times; the slowest, %s after it, took %s", len(seen), failed,
+		allowed, wrong, slow.began.Sub(fault).Round(time.Millisecond), slow.took.Round(time.Millisecond))
 	if len(seen) < 20 {
 		t.Errorf("only %d requests: too few to tell", len(seen))
 	}
