@@ -47,6 +47,7 @@ const (
 	SlowHeader         Reason = "slow_header"
 	SlowBody           Reason = "slow_body"
 	SlowReader         Reason = "slow_reader"
+	ResetFlood         Reason = "h2_reset_flood" // a client of HTTP/2 takes back what it asks for, again and again
 	SlowService        Reason = "upstream_timeout"
 	BadResponse        Reason = "upstream_response" // of a service: no HTTP, or over a limit
 	Underscores        Reason = "underscores"

@@ -98,6 +98,10 @@ func (x *exchange) serve() {
 		x.refuse(*f, err)
 		return
 	}
+	if !x.lively() {
+		x.leave(context.Cause(x.r.Context()))
+		return
+	}
 	switch {
 	case x.tcp:
 		x.serveTCP()

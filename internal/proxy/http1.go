@@ -86,6 +86,7 @@ func (x *exchange) leave(err error) {
 		return
 	}
 	x.record.status, x.record.err = statusClientGone, err
+	x.tookBack()
 	x.abort()
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/limit"
+	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/router"
 )
 
@@ -203,29 +205,74 @@ func isSlowReader(err error) bool {
 
 // lifeOf is what is known of a client's connection as a whole.
 type lifeOf struct {
+	conn     net.Conn
 	since    time.Time
 	requests atomic.Int64
+	window   atomic.Int64 // number of the span of time that the following are about
+	asked    atomic.Int64
+	resets   atomic.Int64
 	luck     float64 // -1 to 1, so that connections made at one time do not end at one time
 }
 
 type lifeKey struct{}
 
+// A connection of HTTP/2 is cut off when nine in ten requests of so many in such a time are taken back.
+const (
+	floodSpan   = 10 * time.Second
+	floodResets = 1000
+)
+
 // connContext is told by net/http of each connection.
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	l := &lifeOf{since: time.Now()}
+	l := &lifeOf{conn: c, since: time.Now()}
 	l.luck = float64(l.since.UnixNano()%2001)/1000 - 1
 	return context.WithValue(guard.With(ctx, c), lifeKey{}, l)
 }
 
+// life returns what is known of the connection of a request of HTTP/2; nil for others.
+func (x *exchange) life() *lifeOf {
+	if x.r.ProtoMajor != 2 {
+		return nil
+	}
+	l, _ := x.r.Context().Value(lifeKey{}).(*lifeOf)
+	return l
+}
+
+// tookBack counts a request of HTTP/2 that its client has reset, and ends a connection that hardly carries others: each
+// costs us a stream to a service, and the client next to nothing. Clients that ask twice and take the quicker answer stay
+// far below.
+func (x *exchange) tookBack() {
+	l := x.life()
+	if l == nil {
+		return
+	}
+	if n := l.resets.Add(1); n >= floodResets && n*10 > l.asked.Load()*9 {
+		x.record.reason = limit.ResetFlood
+		relay.Abort(l.conn)
+	}
+}
+
+// lively reports whether the client of a request of HTTP/2 is still there after others had their turn, before anything is
+// done for it.
+func (x *exchange) lively() bool {
+	if x.r.ProtoMajor != 2 {
+		return true
+	}
+	runtime.Gosched()
+	return !clientGone(x.r.Context())
+}
+
 // outlived counts a request of HTTP/2, and reports whether its connection has carried enough of them.
 func (x *exchange) outlived() bool {
-	if x.r.ProtoMajor != 2 {
+	l := x.life()
+	if l == nil {
 		return false
 	}
-	l, ok := x.r.Context().Value(lifeKey{}).(*lifeOf)
-	if !ok {
-		return false
+	if now := int64(time.Since(l.since) / floodSpan); l.window.Swap(now) != now {
+		l.asked.Store(0)
+		l.resets.Store(0)
 	}
+	l.asked.Add(1)
 	n := l.requests.Add(1)
 	if most := x.settings.MaxRequests; most > 0 && n >= int64(most) {
 		return true

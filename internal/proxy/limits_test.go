@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/limit"
+	"github.com/pikoproxy/piko/internal/router"
 )
 
 // reported returns options that count rejections, and a function that says how many there were for a reason.
@@ -274,5 +275,42 @@ func TestConnectionsOfHTTP2HaveAnEnd(t *testing.T) {
 	}
 	if len(conns) < 3 {
 		t.Errorf("100 requests by %d connections, which carry 5 each and some more", len(conns))
+	}
+}
+
+// A client of HTTP/2 that takes back nearly all it asks for loses its connection; one that takes back half does not.
+func TestFloodOfResets(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		every int // of so many requests one is not taken back
+		cut   bool
+	}{{"all", 1 << 30, true}, {"half", 2, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			server, err := New(Options{Router: router.New(router.Options{})})
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := &exchange{server: server, settings: server.settings.Load()}
+			client, conn := net.Pipe()
+			defer client.Close()
+			ctx := server.connContext(t.Context(), conn)
+			gone := false
+			for i := range 3 * floodResets {
+				x.r = (&http.Request{ProtoMajor: 2}).WithContext(ctx)
+				x.outlived()
+				if i%c.every != 0 || c.every == 1<<30 {
+					x.tookBack()
+				}
+				if x.record.reason == limit.ResetFlood && !gone {
+					gone = true
+					if i < floodResets-1 {
+						t.Errorf("cut off after %d resets", i+1)
+					}
+				}
+			}
+			if gone != c.cut {
+				t.Errorf("cut off: %v, want %v", gone, c.cut)
+			}
+		})
 	}
 }

@@ -87,9 +87,12 @@ func Abort(c net.Conn) {
 	if secured, ok := c.(*tls.Conn); ok {
 		inner = secured.NetConn()
 	}
-	if tcp, ok := inner.(*net.TCPConn); ok {
+	// Before the TLS layer can say a friendly goodbye.
+	if r, ok := inner.(Resetter); ok {
+		_ = r.Reset()
+	} else if tcp, ok := inner.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // fails only on a closed socket
-		_ = tcp.Close()      // before the TLS layer can say a friendly goodbye
+		_ = tcp.Close()
 	}
 	_ = c.Close()
 }
