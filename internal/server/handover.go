@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pikoproxy/piko/internal/cluster"
+	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tlsconf"
 )
@@ -56,6 +57,19 @@ func before(offer json.RawMessage, clustered bool) (*kin, error) {
 		return nil, errors.New("consul.address has been added or removed, which a handover can't do: restart instead")
 	}
 	return k, nil
+}
+
+// succession returns the process before, if there is one, and the id of this node.
+func succession(c *config.Pikod, offer json.RawMessage) (old *kin, id string, err error) {
+	if old, err = before(offer, len(c.Consul.Address) > 0); err != nil {
+		return nil, "", err
+	}
+	formerly := ""
+	if old != nil {
+		formerly = old.ID
+	}
+	id, err = idAfter(c.Cluster.NodeID, formerly)
+	return old, id, err
 }
 
 // idAfter returns the node id of the process that comes after another. Both are alive for a while, so it is another one, and

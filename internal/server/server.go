@@ -129,15 +129,7 @@ type Server struct {
 // New checks the settings and puts the parts together. It opens no socket and starts nothing. An error can be healed by
 // other settings only.
 func New(c config.Pikod, o Options) (*Server, error) {
-	old, err := before(o.Predecessor, len(c.Consul.Address) > 0)
-	if err != nil {
-		return nil, err
-	}
-	formerly := ""
-	if old != nil {
-		formerly = old.ID
-	}
-	id, err := idAfter(c.Cluster.NodeID, formerly)
+	old, id, err := succession(&c, o.Predecessor)
 	if err != nil {
 		return nil, err
 	}
