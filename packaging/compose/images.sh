@@ -8,9 +8,14 @@ arch=$(go env GOARCH)
 mkdir -p "$out/build"
 out=$(cd "$out" && pwd)
 make --no-print-directory bin/consul
+consul=bin/consul
+if go version -m "$consul" | grep -q 'CGO_ENABLED=1'; then # one for this machine, which wants its libraries
+  consul=$out/build/consul
+  (cd tools/consul && CGO_ENABLED=0 go build -ldflags='-s -w' -o "$consul" github.com/hashicorp/consul)
+fi
 (cd packaging/compose/balancer && go build -trimpath -ldflags='-s -w' -o "$out/build/balancer" .)
 (cd packaging/oci && go build -o "$out/build/oci" .)
 "$out/build/oci" -name consul -version dev -title "Consul, from tools/consul" -ports 8500 -epoch "$SOURCE_DATE_EPOCH" \
-  -out "$out/consul.oci" "$arch=bin/consul"
+  -out "$out/consul.oci" "$arch=$consul"
 "$out/build/oci" -name balancer -version dev -title "Balancer for the compose file" -epoch "$SOURCE_DATE_EPOCH" \
   -out "$out/balancer.oci" "$arch=$out/build/balancer"

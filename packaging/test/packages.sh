@@ -36,8 +36,8 @@ boot
 in_box apt-get update -q >/dev/null 2>&1
 words+="version=$version
 "
-for part in install load settings faults lifecycle; do
+for part in deb-install deb-load deb-settings deb-faults deb-lifecycle rpm; do
   # shellcheck source=/dev/null
-  . "packaging/test/deb-$part.sh"
+  . "packaging/test/$part.sh"
 done
 summary
