@@ -45,7 +45,7 @@ bench: build bin/bench bin/consul ## measure beside nginx, plain relays and a na
 	bin/bench $(BENCH)
 
 .PHONY: bench-full
-bench-full: build bin/bench bin/consul ## the same with more cases, more rounds and 10,000 tunnels: most of an hour
+bench-full: build bin/bench bin/consul ## the same with more cases, more rounds and 10,000 tunnels: about twenty minutes
 	bin/bench -full $(BENCH)
 
 .PHONY: bin/bench

@@ -36,6 +36,7 @@ const (
 	trialMany     = "HTTP/1.1, 64 connections"
 	trialCrowd    = "HTTP/1.1, 256 connections"
 	trialHTTP2    = "HTTP/2, 8 connections x 8 streams"
+	trialGRPC     = "gRPC, 8 connections x 8 calls"
 	trialSocket   = "WebSocket echo, 32 connections"
 	trialTCP      = "TCP echo, 32 connections"
 	trialDown     = "TCP bulk down, 2 connections"
@@ -80,7 +81,15 @@ func trials() []trial {
 			name: "HTTP/1.1, 64 connections, no access log", targets: []string{nginxMute, pikoName, pikoMute}, clients: 64, open: small,
 		},
 		{
-			name: "HTTP/1.1, 16 clients, a connection each time", targets: web, others: "http", clients: 16,
+			name: "HTTP/1.1, 1 client, a connection each time", targets: web, others: "http", clients: 1, full: true,
+			open: asks(func(q *question) { q.fresh = true }),
+		},
+		{
+			name: "HTTP/1.1, 32 clients, a connection each time", targets: web, others: "http", clients: 32,
+			open: asks(func(q *question) { q.fresh = true }),
+		},
+		{
+			name: "HTTP/1.1, 256 clients, a connection each time", targets: web, others: "http", clients: 256, full: true,
 			open: asks(func(q *question) { q.fresh = true }),
 		},
 		{
@@ -98,7 +107,12 @@ func trials() []trial {
 		}},
 		{
 			name: trialHTTP2, targets: []string{nginx, pikoName, pikoFew}, clients: 8,
-			open:     func(t *target) opener { return openHTTP2(t.h2, t.host, 8) },
+			open:     func(t *target) opener { return openHTTP2(t.h2, t.host, 8, false) },
+			variants: map[string]variant{pikoFew: {pikoName, 64, small}},
+		},
+		{
+			name: trialGRPC, targets: []string{pikoFew, pikoName}, clients: 8,
+			open:     func(t *target) opener { return openHTTP2(t.h2, t.host, 8, true) },
 			variants: map[string]variant{pikoFew: {pikoName, 64, small}},
 		},
 		{

@@ -80,6 +80,7 @@ func goals() []goal {
 		most("beside a download: p99 of small requests below 5 ms", " ms", 5, of(trialBeside), of(trialBeside), p99),
 		most("beside a slow reader: p99 of small requests below 5 ms", " ms", 5, of(trialSlowPeer), of(trialSlowPeer), p99),
 		least("HTTP/2: at least 0.5 of the HTTP/1.1 rate", "", 0.5, of(trialHTTP2), [2]string{trialHTTP2, pikoFew}, rates),
+		least("gRPC: at least 0.5 of the HTTP/1.1 rate", "", 0.5, of(trialGRPC), [2]string{trialGRPC, pikoFew}, rates),
 		least("WebSocket echo: at least 0.8 of the TCP rate", "", 0.8, of(trialSocket), [2]string{trialSocket, pikoPlain}, rates),
 	}
 }

@@ -16,26 +16,28 @@ type http2Client struct {
 	conn    net.Conn
 	framer  *http2.Framer
 	headers []byte
+	body    []byte // sent with each request; nil: none
 	streams int
 	next    uint32
 	began   map[uint32]time.Time // by stream, of what runs
 	unacked uint32               // bytes of bodies not yet given back to the window of the connection
 }
 
-func openHTTP2(addr, host string, streams int) func(time.Time) (client, error) {
+// openHTTP2 makes clients that ask for / or, with calls, make calls of gRPC with one message each way.
+func openHTTP2(addr, host string, streams int, calls bool) func(time.Time) (client, error) {
 	return func(limit time.Time) (client, error) {
 		conn, err := dial(addr, limit)
 		if err != nil {
 			return nil, err
 		}
 		c := &http2Client{conn: conn, framer: http2.NewFramer(conn, conn), streams: streams, next: 1, began: map[uint32]time.Time{}}
-		c.headers = []byte{0x82, 0x86, 0x84} // :method GET, :scheme http, :path /
-		for _, f := range [][2]string{{":authority", host}, {"user-agent", "bench"}} {
-			// Literals that are never put into the table: the same bytes are good for every request.
-			c.headers = append(c.headers, 0)
-			for _, s := range f {
-				c.headers = append(append(c.headers, byte(len(s))), s...) //nolint:gosec // G115: short words
-			}
+		// :method GET, :scheme http, :path /
+		c.headers = literals([]byte{0x82, 0x86, 0x84}, [2]string{":authority", host}, [2]string{"user-agent", "bench"})
+		if calls {
+			// :method POST
+			c.headers = literals([]byte{0x83, 0x86}, [2]string{":path", "/bench.Echo/Call"}, [2]string{":authority", host},
+				[2]string{"user-agent", "bench"}, [2]string{"content-type", "application/grpc"}, [2]string{"te", "trailers"})
+			c.body = message
 		}
 		_, err = io.WriteString(conn, http2.ClientPreface)
 		if err == nil {
@@ -56,8 +58,14 @@ func (c *http2Client) step(m *meter) error {
 		id := c.next
 		c.next += 2
 		c.began[id] = time.Now()
-		p := http2.HeadersFrameParam{StreamID: id, BlockFragment: c.headers, EndStream: true, EndHeaders: true}
+		p := http2.HeadersFrameParam{StreamID: id, BlockFragment: c.headers, EndStream: c.body == nil, EndHeaders: true}
 		if err := c.framer.WriteHeaders(p); err != nil {
+			return err
+		}
+		if c.body == nil {
+			continue
+		}
+		if err := c.framer.WriteData(id, true, c.body); err != nil {
 			return err
 		}
 	}
@@ -79,7 +87,7 @@ func (c *http2Client) step(m *meter) error {
 	case *http2.GoAwayFrame:
 		return fmt.Errorf("the server goes away: %s", f.ErrCode)
 	case *http2.HeadersFrame:
-		if !ok(f.HeaderBlockFragment()) {
+		if trailers := c.body != nil && f.StreamEnded(); !trailers && !ok(f.HeaderBlockFragment()) {
 			return fmt.Errorf("the answer is not 200: % x", f.HeaderBlockFragment())
 		}
 		c.ended(m, f.StreamID, f.StreamEnded())

@@ -98,7 +98,7 @@ func run() (err error) {
 	bin := flag.String("bin", "bin", "folder with pikod, piko-agent, piko-forward and, for two nodes, consul")
 	full := flag.Bool("full", false, "measure longer, more cases and 10,000 tunnels")
 	match := flag.String("run", "", "only the `cases` that match this regular expression; idle and endpoints are cases too")
-	length := flag.Duration("duration", 0, "how long to measure each case on each target in each round (1s, with -full 5s)")
+	length := flag.Duration("duration", 0, "how long to measure each case on each target in each round (800ms, with -full 2.5s)")
 	rounds := flag.Int("rounds", 0, "how many rounds (3, with -full 5)")
 	tunnels := flag.Int("tunnels", 0, "how many idle tunnels (1000, with -full 10000)")
 	profile := flag.String("profile", "", "only write profiles of pikod and the agent to this `folder`, in the first of the cases (64 connections)")
@@ -108,9 +108,9 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
-	p := plan{warm: 200 * time.Millisecond, length: time.Second, rounds: 3, tunnels: 1000, endpoints: 10_000, settle: 5 * time.Second}
+	p := plan{warm: 200 * time.Millisecond, length: 800 * time.Millisecond, rounds: 3, tunnels: 1000, endpoints: 10_000, settle: 7 * time.Second}
 	if *full {
-		p = plan{warm: time.Second, length: 5 * time.Second, rounds: 5, tunnels: 10_000, endpoints: 10_000, settle: time.Minute}
+		p = plan{warm: 500 * time.Millisecond, length: 2500 * time.Millisecond, rounds: 5, tunnels: 10_000, endpoints: 10_000, settle: 30 * time.Second}
 	}
 	override(&p.length, *length)
 	override(&p.rounds, *rounds)
@@ -141,11 +141,12 @@ func run() (err error) {
 		}
 		return errors.New("-profile: no case of piko's matches " + *match)
 	}
-	return l.run(os.Stdout, p, *full, only)
+	// House rule: this is the main function, so its context comes from nowhere.
+	return l.run(context.Background(), os.Stdout, p, *full, only)
 }
 
 // run measures and prints, one case after the other.
-func (l *lab) run(w io.Writer, p plan, full bool, only *regexp.Regexp) error {
+func (l *lab) run(ctx context.Context, w io.Writer, p plan, full bool, only *regexp.Regexp) error {
 	began := time.Now()
 	fmt.Fprintf(w, "%d cores, %s/%s, %s; %d rounds of %s; load %s\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH,
 		runtime.Version(), p.rounds, p.length, loadAverage())
@@ -162,6 +163,9 @@ func (l *lab) run(w io.Writer, p plan, full bool, only *regexp.Regexp) error {
 		all.add(list)
 	}
 	list := goals()
+	if only.MatchString("tunnel alone") {
+		list = append(list, printAlone(ctx, w, p)...)
+	}
 	var resting []idle
 	for _, secure := range []bool{false, true} {
 		if !only.MatchString("idle") {

@@ -14,6 +14,9 @@ import (
 	"strings"
 )
 
+// prefaceLine is the first line of what an HTTP/2 client says.
+const prefaceLine = "PRI * HTTP/2.0\r\n"
+
 // What the service answers by path. The small body has the size that small answers of an API have.
 const (
 	smallBody = 100
@@ -24,7 +27,7 @@ const (
 
 // serveHTTP is the service behind every HTTP case: it knows as much of HTTP as its own clients here need, so that most of the
 // machine is left to what is measured. GET / is 100 bytes, /64k and /1m are what they say, /bulk never ends, a body sent
-// to it is read, and a WebSocket echoes.
+// to it is read, and a WebSocket echoes. HTTP/2 is for calls of gRPC.
 func serveHTTP(l net.Listener) error {
 	answers := map[string][]byte{"/": answer(smallBody), "/64k": answer(midBody), "/1m": answer(bigBody)}
 	return serve(l, func(c net.Conn) {
@@ -43,6 +46,9 @@ func answerOne(c net.Conn, in *bufio.Reader, answers map[string][]byte) error {
 	line, err := in.ReadSlice('\n')
 	if err != nil {
 		return err
+	}
+	if string(line) == prefaceLine {
+		return serveCalls(c, in)
 	}
 	_, rest, _ := bytes.Cut(line, []byte(" "))
 	path, _, _ := bytes.Cut(rest, []byte(" "))
