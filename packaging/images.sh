@@ -10,6 +10,7 @@ mkdir -p "$out/build"
 for arch in $arches; do
   compile "$arch" "$out/build/static-$arch" default
 done
+cp /etc/ssl/certs/ca-certificates.crt "$out/build/" # for packaging/oci/Containerfile
 (cd packaging/oci && go build -o "$OLDPWD/$out/build/oci" .)
 image() { # name, ports, title
   local binaries=() arch

@@ -82,6 +82,11 @@ drains() {
   docker logs node 2>&1 | grep '"msg":"stopped"' | grep '"code":0'
 }
 prove 'SIGTERM lets a request finish, and then ends the node with 0' drains
+containerfile() {
+  docker build -q -f packaging/oci/Containerfile --target pikod -t piko/made:test "$images/build"
+  docker run --rm --read-only --cap-drop ALL piko/made:test --version
+}
+prove 'the Containerfile makes such an image too' containerfile
 both() {
   local index name
   for name in pikod piko-agent piko-forward; do
