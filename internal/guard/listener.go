@@ -38,6 +38,7 @@ type Listener struct {
 
 	results chan result   // of handshakes and of accepting; never closed
 	closed  chan struct{} // closed by Close
+	settled chan struct{} // closed by Retire when everything was handed over
 	start   sync.Once
 	wait    sync.WaitGroup
 
@@ -55,17 +56,22 @@ type result struct {
 // NewListener guards the connections that l accepts. It starts nothing; over TLS the first Accept does.
 func NewListener(l net.Listener, o Options) *Listener {
 	return &Listener{
-		Listener: l, o: o, results: make(chan result), closed: make(chan struct{}), pending: make(map[net.Conn]struct{}),
+		Listener: l, o: o, results: make(chan result), closed: make(chan struct{}), settled: make(chan struct{}), pending: make(map[net.Conn]struct{}),
 	}
 }
 
-// Retire stops accepting, and nothing else: handshakes that are under way go on, and are handed over. Accept then waits
-// for those, and for Close.
+// Retire stops accepting, and nothing else: handshakes that are under way go on, and are handed over by Accept, which then
+// fails. It returns when there are none any more, also by Close.
 func (l *Listener) Retire() {
 	l.mu.Lock()
+	first := !l.retired
 	l.retired = true
 	l.mu.Unlock()
 	_ = l.Listener.Close() // that it is closed is all that is wanted, and Close tells
+	l.wait.Wait()
+	if first {
+		close(l.settled)
+	}
 }
 
 // Accept waits for a connection, and over TLS for the end of its handshake. No connection waits for the handshake of
@@ -74,7 +80,6 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if l.o.TLS == nil && l.o.Current == nil {
 		conn, err := l.Listener.Accept()
 		if err != nil {
-			l.awaitClose()
 			return nil, err
 		}
 		return &Conn{Conn: conn, listener: l, mayPreface: true}, nil
@@ -83,18 +88,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 	select {
 	case r := <-l.results:
 		return r.conn, r.err
+	case <-l.settled:
+		return nil, net.ErrClosed
 	case <-l.closed:
 		return nil, net.ErrClosed
-	}
-}
-
-// awaitClose keeps a retired listener from looking like one that has failed.
-func (l *Listener) awaitClose() {
-	l.mu.Lock()
-	retired := l.retired
-	l.mu.Unlock()
-	if retired {
-		<-l.closed
 	}
 }
 
@@ -103,15 +100,20 @@ func (l *Listener) accept() {
 		conn, err := l.Listener.Accept()
 		switch {
 		case err != nil:
-			l.awaitClose()
 			// Whether to go on is for the caller to say, who calls again or not.
-			if !l.deliver(result{err: err}) || errors.Is(err, net.ErrClosed) {
+			if l.isRetired() || !l.deliver(result{err: err}) || errors.Is(err, net.ErrClosed) {
 				return
 			}
 		default:
 			l.take(conn)
 		}
 	}
+}
+
+func (l *Listener) isRetired() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.retired
 }
 
 // take goes on with a connection that was accepted.

@@ -80,8 +80,12 @@ func TestRecordsAllocateNextToNothing(t *testing.T) {
 	l.SetOutput(sink{})
 	l.SetFormatter(&logline.Formatter{})
 	e := &logrus.Entry{Logger: l, Context: &record{path: "/some/path?a=b"}}
-	if n := testing.AllocsPerRun(1000, func() { e.Log(logrus.InfoLevel, "request") }); n > 2 {
-		t.Errorf("%v allocations for a line", n)
+	least := 100.0
+	for range 50 { // under the race detector pools lose some of what they are given
+		least = min(least, testing.AllocsPerRun(1, func() { e.Log(logrus.InfoLevel, "request") }))
+	}
+	if least > 1 {
+		t.Errorf("%v allocations for a line", least)
 	}
 }
 

@@ -27,6 +27,7 @@ type front struct {
 	edge    *edge
 	guarded *guard.Listener
 	handed  *handover
+	over    chan struct{} // closed when nothing more is accepted
 	http    *http.Server
 	conns   tracker // of clients' connections, whoever has them
 	wait    sync.WaitGroup
@@ -50,7 +51,7 @@ func (s *Server) newFront(ctx context.Context, e *edge, l net.Listener) (*front,
 	if s.life == nil {
 		s.life, s.kill = context.WithCancel(ctx)
 	}
-	f := &front{server: s, edge: e, plain: make(map[*plainConn]struct{})}
+	f := &front{server: s, edge: e, plain: make(map[*plainConn]struct{}), over: make(chan struct{})}
 	f.guarded = guard.NewListener(l, guard.Options{
 		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
 		HandshakeTimeout: e.limits.HandshakeTimeout, Rejected: s.handshakeFailed,
@@ -100,6 +101,7 @@ func (f *front) countConns(_ net.Conn, state http.ConnState) {
 
 // accept serves connections until the listener fails or is closed.
 func (f *front) accept() error {
+	defer close(f.over)
 	var pause time.Duration
 	for {
 		conn, err := f.guarded.Accept()
@@ -176,15 +178,29 @@ func (f *front) retire() {
 	})
 }
 
+// lastCall stops accepting, and lets everything go on for a moment, unless all connections end before.
+func (f *front) lastCall(ctx context.Context) {
+	moment, cancel := context.WithTimeout(ctx, lastCall)
+	defer cancel()
+	f.wait.Go(f.guarded.Retire)
+	select {
+	case <-f.over:
+	case <-moment.Done():
+	}
+	_ = f.conns.wait(moment) // those that are left are the concern of what follows
+}
+
 // shutdown ends idle connections, and waits for those of net/http until ctx ends.
 func (f *front) shutdown(ctx context.Context) {
+	_ = f.guarded.Close() // that it is closed is all that is wanted
+	<-f.over
 	f.closing.Store(true)
 	f.mu.Lock()
+	now := time.Now()
 	for c := range f.plain {
-		c.interruptIdle()
+		c.interruptIdle(now)
 	}
 	f.mu.Unlock()
-	_ = f.guarded.Close()    // that it is closed is all that is wanted
 	_ = f.http.Shutdown(ctx) // its error is that of ctx, which shows elsewhere
 }
 

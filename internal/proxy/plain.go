@@ -43,6 +43,7 @@ type plainConn struct {
 	body    plainBody
 	w       plainWriter
 
+	born     time.Time
 	deadline time.Time   // for reading
 	touched  atomic.Bool // the deadline is another one now
 	watch    watch
@@ -52,7 +53,7 @@ type plainConn struct {
 type spelling struct{ raw, canonical string }
 
 func newPlainConn(f *front, conn net.Conn) *plainConn {
-	c := &plainConn{front: f, server: f.server, conn: conn, guard: guard.Of(conn), client: conn.RemoteAddr().String()}
+	c := &plainConn{front: f, server: f.server, conn: conn, guard: guard.Of(conn), client: conn.RemoteAddr().String(), born: time.Now()}
 	c.peer = addrOf(c.client)
 	ctx, cancel := context.WithCancel(guard.With(f.server.lifetime(), conn))
 	c.ctx, c.cancel = ctx, cancel
@@ -79,7 +80,11 @@ func (c *plainConn) serve() {
 	timeout := c.front.edge.limits.ReadHeaderTimeout
 	for c.rest(timeout) {
 		h, err := c.guard.Next()
-		c.rested()
+		if c.rested() && isTimeout(err) {
+			// What came in the same moment is there, though the deadline has hidden it.
+			_ = c.guard.SetReadDeadline(time.Now().Add(time.Millisecond)) // fails only on a closed connection
+			h, err = c.guard.Next()
+		}
 		if err != nil {
 			break
 		}
@@ -112,31 +117,42 @@ func (c *plainConn) rest(timeout time.Duration) bool {
 	w.mu.Lock()
 	w.idle = true
 	w.mu.Unlock()
-	return !c.front.closing.Load() || c.guard.Ahead()
+	if c.front.closing.Load() {
+		c.interruptIdle(now)
+	}
+	return true
 }
 
-// rested ends the wait for a request.
-func (c *plainConn) rested() {
+// rested ends the wait for a request, and reports whether it was interrupted.
+func (c *plainConn) rested() bool {
 	w := &c.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.idle = false
-	if w.interrupted { // by interruptIdle, which came too late
-		w.interrupted = false
-		c.touched.Store(true)
-		_ = c.guard.SetReadDeadline(time.Time{}) // fails only on a closed connection
+	if !w.interrupted {
+		return false
 	}
+	w.interrupted = false
+	c.touched.Store(true)
+	_ = c.guard.SetReadDeadline(time.Time{}) // fails only on a closed connection
+	return true
 }
 
-// interruptIdle ends the connection if it waits for a request and nothing of one has come.
-func (c *plainConn) interruptIdle() {
+// interruptIdle ends the connection if it waits for a request and nothing of one has come. One that was accepted just now
+// has a moment to send its first.
+func (c *plainConn) interruptIdle(now time.Time) {
 	w := &c.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.idle {
-		w.interrupted = true
-		_ = c.guard.SetReadDeadline(past) // fails only on a closed connection
+	if !w.idle {
+		return
 	}
+	w.interrupted = true
+	until := past
+	if first := c.born.Add(lastCall); now.Before(first) {
+		until = first
+	}
+	_ = c.guard.SetReadDeadline(until) // fails only on a closed connection
 }
 
 // past is a deadline that ends what is waiting.

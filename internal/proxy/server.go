@@ -163,7 +163,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	err = f.accept()
+	err = f.accept() //nolint:contextcheck // connections have the life of the server
 	if s.draining.Load() {
 		return nil
 	}
@@ -182,7 +182,9 @@ func (s *Server) lifetime() context.Context {
 }
 
 // handle answers one request that net/http has read.
-func (s *Server) handle(w http.ResponseWriter, r *http.Request) { s.serve(w, r, nil) }
+func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+	s.serve(w, r, nil) //nolint:contextcheck // the request carries its context
+}
 
 // serve answers one request of a client. It comes by the plain connection, or by net/http if that is nil.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain *plainConn) {
@@ -190,7 +192,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain *plainConn)
 	s.metrics.inFlight.Inc()
 	x := s.newExchange(w, r)
 	x.plain = plain
-	defer func() { //nolint:contextcheck // the request carries its context
+	defer func() {
 		// Also when the handler panics with http.ErrAbortHandler, which is how an answer is broken off.
 		s.metrics.inFlight.Dec()
 		if x.sender != nil {
@@ -203,7 +205,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain *plainConn)
 		x.release()
 		s.tracker.done()
 	}()
-	x.serve() //nolint:contextcheck // the request carries its context
+	x.serve()
 }
 
 // flusher returns the means to send what was written at once. Every ResponseWriter of net/http has it.
@@ -228,17 +230,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	fronts, kill := slices.Collect(maps.Keys(s.fronts)), s.kill
 	s.mu.Unlock()
 	// From here on every answer is the last one of its connection.
-	for _, f := range fronts {
-		f.guarded.Retire()
-	}
-	moment, cancel := context.WithTimeout(ctx, lastCall)
-	defer cancel()
-	for _, f := range fronts {
-		_ = f.conns.wait(moment) // those that are left are the concern of what follows
-	}
 	var wait sync.WaitGroup
 	for _, f := range fronts {
-		wait.Go(func() { f.shutdown(ctx) })
+		wait.Go(func() {
+			f.lastCall(ctx)
+			f.shutdown(ctx)
+		})
 	}
 	wait.Wait()
 	err := s.tracker.wait(ctx)

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -48,7 +50,7 @@ func TestShutdownAnswersWhatIsOnItsWay(t *testing.T) {
 		if err != nil || resp.StatusCode != 200 || !resp.Close {
 			t.Errorf("%s: %v %v", name, resp, err)
 		}
-		if _, err := conn.ReadByte(); err != io.EOF {
+		if _, err := conn.ReadByte(); !errors.Is(err, io.EOF) {
 			t.Errorf("%s: the connection is not closed: %v", name, err)
 		}
 	}
@@ -120,4 +122,68 @@ func TestReplacedListenerIsForgotten(t *testing.T) {
 	if n := len(f.server.fronts); n != 1 {
 		t.Errorf("%d listeners are kept, want the one that is served", n)
 	}
+}
+
+// A node that stops while another one serves the same socket, as systemd keeps it, loses no request, whatever its method,
+// on new connections and on old ones.
+func TestRestartOnOneSocketLosesNothing(t *testing.T) {
+	f := newFixture(t, nil)
+	f.serveHTTP(func(w http.ResponseWriter, r *http.Request) {})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := net.FileListener(file)
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := New(Options{Router: f.router, onlyNetHTTP: onlyNetHTTP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var servers, clients sync.WaitGroup
+	servers.Go(func() { _ = f.server.Serve(context.Background(), l) })
+	var asked atomic.Int64
+	third := make(chan struct{})
+	for i := range 30 {
+		clients.Go(func() {
+			tr := &http.Transport{DisableKeepAlives: i%2 == 0}
+			defer tr.CloseIdleConnections()
+			client := &http.Client{Transport: tr, Timeout: patience}
+			for range 30 {
+				r, err := http.NewRequest("POST", "http://"+l.Addr().String()+"/", nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r.Host = "ep1.piko.test"
+				resp, err := client.Do(r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if readAll(t, resp); resp.StatusCode != 200 {
+					t.Error(resp.Status)
+				}
+				if asked.Add(1) == 300 {
+					close(third)
+				}
+			}
+		})
+	}
+	await(t, third, "a third of the requests")
+	f.stopOnce()
+	servers.Go(func() { _ = next.Serve(context.Background(), same) })
+	clients.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := next.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	servers.Wait()
 }
