@@ -61,7 +61,7 @@ func rollingRestart(t *testing.T, o rolling) {
 // TestClusterRollingRestartOfClassicAgents is not parallel either.
 func TestClusterRollingRestartOfClassicAgents(t *testing.T) {
 	o := briefly
-	o.held = 0
+	o.held, o.drain = 0, 10*time.Second // long enough for both agents of an endpoint to leave the same node one after the other
 	classicRollingRestart(t, o)
 }
 

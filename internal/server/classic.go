@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	classicTurn    = 4 // a session rests for the drain timeout divided by this
+	classicTurn    = 2 // a session rests for the drain timeout divided by this
 	classicReserve = 4 // the last part of the drain timeout, divided by this, in which nothing new is begun
 )
 
