@@ -56,7 +56,8 @@ func TestFaultStrangersAtTheClusterListener(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, "")
 	onNode(t, c.nodes[0], "e", "ok")
-	if err := dialAsPeer(t, c.peers[0], "https", "piko", secretKeys(t, clusterSecret, "piko")); err != nil {
+	good := secretKeys(t, clusterSecret, "piko")
+	if err := dialAsPeer(t, c.peers[0], "https", "piko", good); err != nil {
 		t.Errorf("who has the secret is sent away, so what follows says nothing: %v", err)
 	}
 	a := newAuthority(t)
@@ -65,9 +66,9 @@ func TestFaultStrangersAtTheClusterListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := secretKeys(t, clusterSecret, "piko").Clone()
+	old := good.Clone()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-	bare := secretKeys(t, clusterSecret, "piko").Clone()
+	bare := good.Clone()
 	bare.Certificates, bare.GetClientCertificate = nil, nil
 	for name, try := range map[string]struct {
 		scheme, cluster string
@@ -78,15 +79,18 @@ func TestFaultStrangersAtTheClusterListener(t *testing.T) {
 		"a certificate of whomever":  {"https", "piko", &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}},
 		"another secret":             {"https", "piko", blind(secretKeys(t, "another secret, as long", "piko"))},
 		"the secret of another name": {"https", "piko", blind(secretKeys(t, clusterSecret, "other"))},
-		"another cluster":            {"https", "other", secretKeys(t, clusterSecret, "piko")},
+		"another cluster":            {"https", "other", good},
 		"TLS 1.2":                    {"https", "piko", old},
 	} {
-		if err := dialAsPeer(t, c.peers[0], try.scheme, try.cluster, try.keys); err == nil {
+		began := time.Now()
+		err := dialAsPeer(t, c.peers[0], try.scheme, try.cluster, try.keys)
+		if err == nil {
 			t.Errorf("%s: a stranger has become a peer and reached an endpoint", name)
 		}
+		t.Logf("%s: sent away after %s: %v", name, time.Since(began).Round(time.Millisecond), err)
 	}
 	for _, url := range []string{"http://" + c.peers[0], "https://" + c.peers[0]} {
-		for name, keys := range map[string]*tls.Config{"nothing": {InsecureSkipVerify: true}, "the secret": secretKeys(t, clusterSecret, "piko")} {
+		for name, keys := range map[string]*tls.Config{"nothing": {InsecureSkipVerify: true}, "the secret": good} {
 			s, err := tunnel.Dial(t.Context(), tunnel.DialOptions{URL: url, TLS: keys, HandshakeTimeout: 5 * time.Second})
 			if err == nil {
 				t.Errorf("%s with %s: an agent was let in at the cluster listener", url, name)
