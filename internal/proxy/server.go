@@ -1,7 +1,8 @@
 // Package proxy is the public side of a node: it takes requests of clients, finds out which endpoint each is for, and
 // carries it over a stream to an upstream and the answer back.
 //
-//	client ── net/http ── Server.handle
+//	client ── guard ──┬─ plainConn, for plain HTTP/1.1 ─┬─> Server.serve
+//	                  └─ net/http, for everything else ─┘
 //	                        │ examine: method, target, endpoint, Connection, Expect, Upgrade     ─> 4xx
 //	                        │ authenticate                                                       ─> 401, 503
 //	                        ├─ GET .../_piko/v1/tcp/ENDPOINT    WebSocket <─ relay ─> stream
@@ -25,8 +26,9 @@
 //
 // # Concurrency
 //
-// Everything is safe for concurrent use. Each request has one goroutine, and one more while a request body too large to
-// be read in advance is on its way; each switched connection has two. All of them end before [Server.Shutdown] returns.
+// Everything is safe for concurrent use. Each request has one goroutine, one more while a request body too large to be read
+// in advance is on its way, and one that waits for the client to leave, if the answer takes longer than a moment; each
+// switched connection has two. All of them end before [Server.Shutdown] returns.
 package proxy
 
 import (
