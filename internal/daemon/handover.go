@@ -307,7 +307,7 @@ func (p *Process) spawn(path string) (*successor, error) {
 		files = append(files, uintptr(fd))
 	}
 	// Not by package os/exec: it would make the sockets blocking, for this process too.
-	pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{Env: env, Files: append(files, uintptr(pair[1]))})
+	pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{Env: env, Files: append(files, uintptr(pair[1]))}) //nolint:gosec // it is this program
 	if err != nil {
 		_ = ours.c.Close()
 		return nil, err

@@ -237,7 +237,7 @@ func (h heir) Offer(context.Context) (any, error) {
 			return nil, err
 		}
 	}
-	return h.s.meeting(secret) //nolint:contextcheck // what is started belongs to Run
+	return h.s.meeting(secret)
 }
 
 // Accepted implements daemon.Handover.
