@@ -29,8 +29,13 @@ type idle struct {
 	burstMax float64       // the same just after the last of them
 }
 
-// crowd connects many tunnels, each an endpoint tN of its own that answers 1 MiB, says when all are there, and stays.
-func crowd(ctx context.Context, url, ca string, n int) error {
+// first is how many tunnels a node has before those that count: what it needs once, such as the pages of its program, is not
+// theirs.
+const first = 100
+
+// crowd connects many tunnels, each an endpoint of its own, name and a number, that answers 1 MiB. It says when all are there,
+// and stays.
+func crowd(ctx context.Context, url, ca, name string, n int) error {
 	var trust *tls.Config
 	if ca != "" {
 		pem, err := os.ReadFile(ca) //nolint:gosec // G703: this program has named the file itself
@@ -50,7 +55,7 @@ func crowd(ctx context.Context, url, ca string, n int) error {
 		all.Go(func() {
 			defer func() { <-turns }()
 			client := &piko.Client{URL: url, Connections: 1, TLSConfig: trust}
-			ln, err := client.Listen(ctx, fmt.Sprint("t", i))
+			ln, err := client.Listen(ctx, fmt.Sprint(name, i))
 			if errs[i] = err; err != nil {
 				return
 			}
@@ -96,13 +101,23 @@ func (l *lab) fillIdle(p plan, i *idle) error {
 	if err := l.awaitPort(n.upstream); err != nil {
 		return err
 	}
-	_, before := n.usage()
-	began := time.Now()
-	members, err := l.startRole("@crowd", url, ca, fmt.Sprint(i.tunnels))
-	if err != nil {
+	join := func(name string, count int) error {
+		members, err := l.startRole("@crowd", url, ca, name, fmt.Sprint(count))
+		if err != nil {
+			return err
+		}
+		return l.await("the crowd", func() error { return said(members.log, "ready") })
+	}
+	if err := join("w", first); err != nil {
 		return err
 	}
-	if err := l.await("the crowd", func() error { return said(members.log, "ready") }); err != nil {
+	if err := burst(n.proxy, "w", first); err != nil {
+		return err
+	}
+	time.Sleep(p.settle)
+	_, before := n.usage()
+	began := time.Now()
+	if err := join("t", i.tunnels); err != nil {
 		return err
 	}
 	i.joined = time.Since(began)
@@ -115,7 +130,7 @@ func (l *lab) fillIdle(p plan, i *idle) error {
 	if i.tls {
 		return nil
 	}
-	if err := burst(n.proxy, i.tunnels); err != nil {
+	if err := burst(n.proxy, "t", i.tunnels); err != nil {
 		return err
 	}
 	i.burstMax = each()
@@ -133,7 +148,7 @@ func said(file, word string) error {
 }
 
 // burst gets 1 MiB through each tunnel, a few at a time.
-func burst(proxy string, tunnels int) error {
+func burst(proxy, name string, tunnels int) error {
 	errs := make([]error, 8)
 	var all sync.WaitGroup
 	for worker := range errs {
@@ -141,7 +156,7 @@ func burst(proxy string, tunnels int) error {
 			client := http.Client{Timeout: time.Minute, Transport: &http.Transport{}}
 			defer client.CloseIdleConnections()
 			for i := worker; i < tunnels && errs[worker] == nil; i += len(errs) {
-				errs[worker] = drainOne(&client, proxy, fmt.Sprint("t", i))
+				errs[worker] = drainOne(&client, proxy, fmt.Sprint(name, i))
 			}
 		})
 	}

@@ -46,11 +46,11 @@ func play(role string, args []string) error {
 		// House rule: this is the main function of a process of its own, so its context comes from nowhere.
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		n, err := strconv.Atoi(args[2])
+		n, err := strconv.Atoi(args[3])
 		if err != nil {
 			return err
 		}
-		return crowd(ctx, args[0], args[1], n)
+		return crowd(ctx, args[0], args[1], args[2], n)
 	}
 	if role == "@naive-agent" {
 		return runNaiveAgent(args[0], args[1])
