@@ -144,8 +144,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), tally: newTally(),
 	}
 	s.limits = newLimits(&c, o.Log, s.registry)
-	s.sessions = newSessions(c.Upstream.MaxSessions)
-	s.vigil = newVigil(s)
+	s.sessions, s.vigil = newSessions(c.Upstream.MaxSessions), newVigil(s)
 	s.leases = auth.NewLeases(func(id *auth.Identity) error { return s.now().clients.Judge(id) })
 	s.metrics = newMetrics(s)
 	options := router.Options{Registerer: s.registry, Settings: routing(&c)}
