@@ -1,0 +1,116 @@
+//go:build security
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tool finds a program that `make test-security` builds into the folder of the binaries, or that is installed.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	for _, path := range []string{filepath.Join(binaries, name), filepath.Join("..", "bin", name), name} {
+		if found, err := exec.LookPath(path); err == nil {
+			if absolute, err := filepath.Abs(found); err == nil && strings.Contains(path, "/") {
+				return absolute
+			}
+			return found
+		}
+	}
+	t.Fatalf("%s is needed: run make test-security, which gets it", name)
+	return ""
+}
+
+// knownDeviations are the tests of h2spec that Go's server fails: it answers 400 where a reset of the stream would do,
+// and closes the connection where it could go on.
+var knownDeviations = map[string]bool{
+	"8.1.2.2. Connection-Specific Header Fields / 1": true,
+	"8.1.2.2. Connection-Specific Header Fields / 2": true,
+	"6.5.3. Settings Synchronization / 1":            true,
+}
+
+var failedCase = regexp.MustCompile(`^\s+× (\d+): `)
+
+// h2spec names its endpoint by the host that it connects to, which a file of hosts of its own leads to the node.
+func TestSecurityH2Spec(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := a.issue(t, "web.piko.test")
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tls %v", secure), func(t *testing.T) {
+			o := nodeOptions{}
+			args := []string{"-o", "5", "-h", "web.piko.test"}
+			if secure {
+				o.Proxy = fmt.Sprintf("tls = {cert = %q, key = %q}", cert, key)
+				args = append(args, "-t", "-k")
+			}
+			n := startNode(t, o)
+			startAgent(t, n, agentOptions{}, offer{Endpoint: "web", Addr: serve(t, say(strings.Repeat("x", 1000)))}) // some tests need a body
+			_, port, _ := strings.Cut(n.proxy, ":")
+			args = append(args, "-p", port)
+			hosts := writeFile(t, "hosts", "127.0.0.1 localhost web.piko.test\n")
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+			defer cancel()
+			out, _ := exec.CommandContext(ctx, "unshare", append([]string{
+				"--map-root-user", "--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts, tool(t, "h2spec"),
+			}, args...)...).CombinedOutput() // it ends with 1 for the known ones
+			summary := regexp.MustCompile(`\d+ tests, .*`).FindString(string(out))
+			t.Log(summary)
+			if !strings.HasPrefix(summary, "145 tests") {
+				t.Fatalf("h2spec did not run:\n%s", out)
+			}
+			section, seen := "", false
+			for line := range strings.Lines(string(out)) {
+				line = strings.TrimRight(line, "\n")
+				if strings.HasPrefix(line, "Failures:") {
+					seen = true
+				}
+				if m := regexp.MustCompile(`^\s+(\d[\d.]*\. .+)$`).FindStringSubmatch(line); m != nil {
+					section = m[1]
+				}
+				if m := failedCase.FindStringSubmatch(line); m != nil && seen {
+					// Without TLS the port speaks HTTP/1.1 too, which is what answers to something that is no preface.
+					name := section + " / " + m[1]
+					if !knownDeviations[name] && (secure || name != "3.5. HTTP/2 Connection Preface / 2") {
+						t.Errorf("fails: %s: %s", name, strings.TrimSpace(line))
+					}
+				}
+			}
+			if strings.Contains(summary, " failed") && !seen {
+				t.Errorf("failures without a list:\n%s", out)
+			}
+		})
+	}
+}
+
+// No listener speaks anything older than TLS 1.2.
+func TestSecurityTestSSL(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := a.issue(t, "localhost")
+	conf := fmt.Sprintf("tls = {cert = %q, key = %q}", cert, key)
+	n := startNode(t, nodeOptions{Proxy: conf, Upstream: conf})
+	for name, addr := range map[string]string{"proxy": n.proxy, "upstream": n.upstream} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, "testssl", "--quiet", "--color", "0", "--warnings", "off", "--ip", "127.0.0.1",
+			"-p", addr).CombinedOutput()
+		if err != nil && !strings.Contains(string(out), "TLS 1.3") {
+			t.Fatalf("%s: testssl: %v\n%s", name, err, out)
+		}
+		for version, want := range map[string]string{
+			"SSLv2": "not offered", "SSLv3": "not offered", "TLS 1": "not offered", "TLS 1.1": "not offered",
+			"TLS 1.2": "offered", "TLS 1.3": "offered",
+		} {
+			m := regexp.MustCompile(`(?m)^\s*` + regexp.QuoteMeta(version) + `\s+((?:not )?offered)`).FindStringSubmatch(string(out))
+			if m == nil || m[1] != want {
+				t.Errorf("%s: %s is %q, want %q\n%s", name, version, m, want, out)
+			}
+		}
+	}
+}
