@@ -21,8 +21,10 @@ hand_over() {
 # Sockets are left alone: they hold connections meanwhile. Where this version refuses the settings, the old process goes on.
 restart_running() {
   same=false
-  if [ -e /run/@NAME@.units ] && [ "$(units_sum)" = "$(cat /run/@NAME@.units)" ]; then same=true; fi
-  rm -f /run/@NAME@.units
+  if [ -s /run/@NAME@.units ]; then
+    if [ "$(units_sum)" = "$(cat /run/@NAME@.units)" ]; then same=true; fi
+    : >/run/@NAME@.units
+  fi
   for unit in $(systemctl list-units --plain --no-legend --state=active '@NAME@.service' '@NAME@@*.service' | cut -d' ' -f1); do
     config="/etc/piko/$(echo "${unit%.service}" | tr @ -).toml"
     # The settings may refer to the environment and the credentials of the service.
