@@ -117,7 +117,7 @@ func TestBucketsKeepTheirSize(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	src := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test
+	src := rand.New(rand.NewPCG(1, 2))
 	for range 1_000_000 {
 		var raw [16]byte
 		for i := range raw {
