@@ -29,6 +29,7 @@ type plainConn struct {
 	server *Server
 	conn   net.Conn // as it was accepted
 	guard  *guard.Conn
+	below  net.Conn // what is written to
 	client string
 	peer   netip.Addr // invalid for a client on a Unix socket
 	ctx    context.Context
@@ -55,6 +56,10 @@ type spelling struct{ raw, canonical string }
 func newPlainConn(f *front, conn net.Conn) *plainConn {
 	c := &plainConn{front: f, server: f.server, conn: conn, guard: guard.Of(conn), client: conn.RemoteAddr().String(), born: time.Now()}
 	c.peer = addrOf(c.client)
+	c.below = c.guard.NetConn()
+	if b, ok := c.below.(interface{ Bare() net.Conn }); ok {
+		c.below = b.Bare()
+	}
 	ctx, cancel := context.WithCancel(guard.With(f.server.lifetime(), conn))
 	c.ctx, c.cancel = ctx, cancel
 	c.header = make(http.Header)

@@ -176,7 +176,7 @@ func (w *plainWriter) Write(p []byte) (int, error) {
 
 // send writes what is in the buffer, and p.
 func (w *plainWriter) send(p []byte) error {
-	below := w.c.guard.NetConn()
+	below := w.c.below
 	tcp, ok := below.(*net.TCPConn)
 	switch {
 	case len(w.buf) == 0:
@@ -201,7 +201,7 @@ func (w *plainWriter) Flush() { _ = w.FlushError() }
 // FlushError is Flush, and says what has gone wrong in this write or one before.
 func (w *plainWriter) FlushError() error {
 	if len(w.buf) > 0 && w.err == nil {
-		_, w.err = w.c.guard.NetConn().Write(w.buf)
+		_, w.err = w.c.below.Write(w.buf)
 		w.buf = w.room[:0]
 	}
 	return w.err
