@@ -39,18 +39,11 @@ const (
 // endian. The length is that of the body for data, a delta for window updates, an id for pings, a code for GoAway.
 type frame []byte
 
-func (f frame) version() byte      { return f[0] }
-func (f frame) kind() byte         { return f[1] }
-func (f frame) flags() uint16      { return binary.BigEndian.Uint16(f[2:4]) }
-func (f frame) stream() uint32     { return binary.BigEndian.Uint32(f[4:8]) }
-func (f frame) length() uint32     { return binary.BigEndian.Uint32(f[8:12]) }
-func (f frame) setFlags(to uint16) { binary.BigEndian.PutUint16(f[2:4], to) }
-
-// strip makes a data frame one without a body, with the same flags.
-func (f frame) strip() {
-	f[1] = kindWindow
-	binary.BigEndian.PutUint32(f[8:12], 0)
-}
+func (f frame) version() byte  { return f[0] }
+func (f frame) kind() byte     { return f[1] }
+func (f frame) flags() uint16  { return binary.BigEndian.Uint16(f[2:4]) }
+func (f frame) stream() uint32 { return binary.BigEndian.Uint32(f[4:8]) }
+func (f frame) length() uint32 { return binary.BigEndian.Uint32(f[8:12]) }
 
 func makeFrame(kind byte, flags uint16, stream, length uint32) (f [frameSize]byte) {
 	f[1] = kind
