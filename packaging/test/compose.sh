@@ -28,7 +28,7 @@ compose() { docker-compose -f packaging/compose/compose.yaml -p piko "$@"; }
 start_engine
 for name in pikod piko-agent consul balancer; do take "$images/$name.oci" "piko/$name:dev" >/dev/null; done
 hello() { inside curl -sS --fail -m 20 -o /dev/null -H 'Host: hello.piko.localhost' http://127.0.0.1:8000/health; }
-all_up() { test "$(docker exec piko_node1_1 /usr/bin/pikod status nodes | grep -c ' active ')" = 3; }
+all_up() { test "$(docker exec piko_node1_1 /usr/bin/pikod status nodes | grep -cE ' (up|active) ')" = 3; }
 many() { local i; for i in $(seq "$1"); do hello; done; }
 stop_one() {
   { for i in $(seq 60); do hello || exit 1; sleep 0.05; done; } &

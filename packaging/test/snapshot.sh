@@ -43,6 +43,6 @@ for mine in dist/*.deb dist/*.rpm; do
 done
 (cd dist/goreleaser && sha256sum --quiet -c SHA256SUMS)
 for arch in amd64 arm64; do
-  tar -tzf "dist/goreleaser/piko_${VERSION}_linux_$arch.tar.gz" | grep -cE '/(pikod|piko-agent|piko-forward|LICENSE)$' | grep -qx 4
+  tar -tzf "dist/goreleaser/piko_${VERSION}_linux_$arch.tar.gz" | grep -cE '^[^/]*/(pikod|piko-agent|piko-forward|LICENSE)$' | grep -qx 4
 done
 echo "$count packages of the snapshot equal those of nfpm"
