@@ -40,7 +40,7 @@ func tcpPair(t testing.TB) (dialed, accepted *net.TCPConn) {
 		_ = a.Close()
 	})
 	for _, c := range []net.Conn{d, a} {
-		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}
