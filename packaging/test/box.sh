@@ -96,8 +96,8 @@ enough() { local rc=0; touch /run/enough; wait "$loader" || rc=$?; cat /run/load
 
 # prove NAME SCRIPT: runs a script inside; the proof holds if it ends with 0. Lines that start with "note: " are shown.
 prove() {
-  proofs=$((proofs + 1))
   if [ -n "${ONLY:-}" ] && ! [[ $1 =~ $ONLY ]]; then return; fi
+  proofs=$((proofs + 1))
   if timeout 120 nsenter -t "$leader" -a -- "${clean[@]}" bash -euo pipefail -c "$words $2" >"$work/out" 2>&1; then
     echo "ok    $1"
     sed -n 's/^note: /      /p' "$work/out"
