@@ -226,7 +226,7 @@ func (m *Manager) onDemand(p *plan) *certmagic.OnDemandConfig {
 func (m *Manager) Run(ctx context.Context) error {
 	m.mu.Lock()
 	m.life = ctx
-	m.beginLocked(m.current.Load())
+	m.beginLocked(m.current.Load()) //nolint:contextcheck // it takes life, which is ctx
 	m.mu.Unlock()
 	<-ctx.Done()
 	m.mu.Lock()
@@ -285,7 +285,8 @@ func (m *Manager) Handler() http.Handler {
 			return
 		}
 		w.Header().Set("Connection", "close")
-		http.Redirect(w, r, "https://"+host+r.URL.RequestURI(), http.StatusPermanentRedirect)
+		// To the host that the client itself asked for, which a link of others can't choose.
+		http.Redirect(w, r, "https://"+host+r.URL.RequestURI(), http.StatusPermanentRedirect) //nolint:gosec // see above
 	})
 }
 

@@ -21,6 +21,7 @@ func (l *loader) checkPikod(p *Pikod) {
 	l.checkTLS("proxy.tls", p.Proxy.TLS)
 	l.checkAuth("proxy.auth", p.Proxy.Auth)
 	l.checkDomains("proxy.domains", p.Proxy.Domains)
+	l.checkEndpoints(p.Proxy.Endpoints)
 	l.checkTLS("upstream.tls", p.Upstream.TLS)
 	l.checkAuth("upstream.auth", p.Upstream.Auth)
 	// Where there are tenants, an agent that names none is asked for a token of the listener's own, or refused.

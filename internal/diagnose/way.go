@@ -281,7 +281,7 @@ func (w *way) handshake(ctx context.Context) bool {
 	}
 	w.pass("handshake", "session with node %s, round trip %s", session.NodeID(), session.RTT().Round(10*time.Microsecond))
 	if err := session.Shutdown(ctx); err != nil {
-		session.CloseNow(err)
+		_ = session.CloseNow(err) // its streams are gone either way
 	}
 	session.Wait()
 	return true

@@ -127,7 +127,7 @@ func (s *Server) begin(life context.Context, group *errgroup.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life, s.group = life, group
-	s.now().acme.Commit()
+	s.now().acme.Commit()  //nolint:contextcheck // what it begins belongs to its own Run
 	s.beginLocked(s.now()) //nolint:contextcheck // it takes the context of Run, which life is
 	for _, name := range s.listeners.names() {
 		if name != clusterListener { // the peers serve it

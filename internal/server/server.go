@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,7 +142,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s := &Server{
 		config: c, o: o, id: id, before: old, started: time.Now(), registry: prometheus.NewRegistry(),
-		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{}), tally: newTally(),
+		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{Settled: debug.FreeOSMemory}), tally: newTally(),
 	}
 	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions, s.vigil = newSessions(c.Upstream.MaxSessions), newVigil(s)

@@ -29,7 +29,7 @@ func footprint() int64 {
 	runtime.GC() // pools give up what they hold at the second
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc + m.StackInuse) //nolint:gosec // far below 2^63
+	return int64(m.HeapAlloc + m.StackInuse)
 }
 
 // A peer that misbehaves makes us hold at most ten times what it has sent, and 64 KiB, whether its session ends by it or

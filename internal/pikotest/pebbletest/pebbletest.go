@@ -123,7 +123,7 @@ func (p *Pebble) get(ctx context.Context, url string) ([]byte, error) {
 // run starts a program of bin/ and ends it with the test.
 func run(t testing.TB, env []string, name string, args ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(context.Background(), program(t, name), args...) //nolint:gosec // ended by its process id below
+	cmd := exec.CommandContext(context.Background(), program(t, name), args...) // ended by its process id below
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &out, append(os.Environ(), env...)
 	if err := cmd.Start(); err != nil {
