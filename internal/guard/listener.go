@@ -39,10 +39,10 @@ type Listener struct {
 	results chan result   // of handshakes and of accepting; never closed
 	closed  chan struct{} // closed by Close
 	settled chan struct{} // closed by Retire when everything was handed over
-	start   sync.Once
 	wait    sync.WaitGroup
 
 	mu      sync.Mutex // guards the following
+	started bool
 	over    bool
 	retired bool
 	pending map[net.Conn]struct{} // their handshake is under way
@@ -84,7 +84,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 		return &Conn{Conn: conn, listener: l, mayPreface: true}, nil
 	}
-	l.start.Do(func() { l.wait.Go(l.accept) })
+	if !l.begun() {
+		return nil, net.ErrClosed
+	}
 	select {
 	case r := <-l.results:
 		return r.conn, r.err
@@ -93,6 +95,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}
+}
+
+// begun starts accepting, once, and reports false if that was over before. Close and Retire, which wait for it, may come
+// before the first Accept.
+func (l *Listener) begun() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.started && !l.over && !l.retired {
+		l.started = true
+		l.wait.Go(l.accept)
+	}
+	return l.started
 }
 
 func (l *Listener) accept() {
