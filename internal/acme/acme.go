@@ -81,7 +81,7 @@ type plan struct {
 	storage  certmagic.Storage
 	local    certmagic.Storage // nil: storage is local
 
-	stop   context.CancelFunc // ends its orders; set when it is begun
+	stop   context.CancelFunc // ends its orders; this and the following are nil until it has begun
 	config *certmagic.Config
 	issuer *certmagic.ACMEIssuer
 }
@@ -136,8 +136,7 @@ func (c Change) Commit() {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
 	old := c.m.current.Load()
-	c.m.beginLocked(c.next)
-	c.m.current.Store(c.next)
+	c.m.current.Store(c.m.begunLocked(c.next))
 	if old.stop != nil {
 		old.stop()
 	}
@@ -155,11 +154,14 @@ func gone(before, now []string) (out []certmagic.SubjectIssuer) {
 	return out
 }
 
-// beginLocked builds certmagic's parts for a plan, and orders what is missing if the manager runs.
-func (m *Manager) beginLocked(p *plan) {
-	if m.life == nil || !p.settings.Enabled() || p.config != nil {
-		return
+// begunLocked returns a plan with certmagic's parts, and orders what is missing. While the manager does not run, and for
+// settings that order nothing, it is the plan as it was.
+func (m *Manager) begunLocked(planned *plan) *plan {
+	if m.life == nil || !planned.settings.Enabled() {
+		return planned
 	}
+	begun := *planned // handshakes may be looking at that one
+	p := &begun
 	if m.cache == nil {
 		m.cache = certmagic.NewCache(certmagic.CacheOptions{
 			GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) {
@@ -186,6 +188,7 @@ func (m *Manager) beginLocked(p *plan) {
 			m.o.Log.WithError(err).Error("certificates can't be ordered")
 		}
 	})
+	return p
 }
 
 // issuer describes the authority and the ways in which it may ask us.
@@ -226,7 +229,7 @@ func (m *Manager) onDemand(p *plan) *certmagic.OnDemandConfig {
 func (m *Manager) Run(ctx context.Context) error {
 	m.mu.Lock()
 	m.life = ctx
-	m.beginLocked(m.current.Load()) //nolint:contextcheck // it takes life, which is ctx
+	m.current.Store(m.begunLocked(m.current.Load())) //nolint:contextcheck // it takes life, which is ctx
 	m.mu.Unlock()
 	<-ctx.Done()
 	m.mu.Lock()
