@@ -22,9 +22,13 @@ test-packages: bin/nfpm ## install debs and rpms on a Debian of its own with a r
 	packaging/test/packages.sh
 
 .PHONY: test-images
-test-images: ## run the images and the compose file on Docker's engine from Debian; wants root
+test-images: bin/consul ## run the images and the compose file on Docker's engine from Debian; wants root
 	packaging/test/images.sh
 	packaging/test/compose.sh
+
+.PHONY: compose-images
+compose-images: bin/consul ## build the images of packaging/compose and load them into Docker
+	packaging/compose/load.sh
 
 .PHONY: test-chart
 test-chart: bin/helm ## check the Helm chart against Kubernetes' types and our settings
