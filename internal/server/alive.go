@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 )
 
 // preface begins a connection of HTTP/2 (RFC 9113, 3.4) with empty settings. Every HTTP server of ours answers it, with
@@ -35,8 +36,7 @@ func (s *Server) alive(ctx context.Context) error {
 
 // reacts returns nil if there is any reaction at an address.
 func (s *Server) reacts(ctx context.Context, addr net.Addr, secure bool) error {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, addr.Network(), local(addr))
+	c, err := reach(ctx, addr)
 	if err != nil {
 		return err
 	}
@@ -60,16 +60,25 @@ func (s *Server) reacts(ctx context.Context, addr net.Addr, secure bool) error {
 	return nil
 }
 
-// local returns where a listener can be reached from this host.
-func local(addr net.Addr) string {
+// reach connects to a listener of this host. One that stands for all addresses of IPv6 has those of IPv4 too, as a rule, and
+// is opened as such also where the host has been left no address of IPv6: it is enough that one of the two leads there.
+func reach(ctx context.Context, addr net.Addr) (net.Conn, error) {
+	var d net.Dialer
 	t, ok := addr.(*net.TCPAddr)
 	if !ok || !t.IP.IsUnspecified() {
-		return addr.String()
+		return d.DialContext(ctx, addr.Network(), addr.String())
 	}
-	one := *t
-	one.IP = net.IPv6loopback
+	hosts := []string{"::1", "127.0.0.1"}
 	if t.IP.To4() != nil {
-		one.IP = net.IPv4(127, 0, 0, 1)
+		hosts = hosts[1:]
 	}
-	return one.String()
+	var errs []error
+	for _, host := range hosts {
+		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(t.Port)))
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
 }
