@@ -61,7 +61,7 @@ type writer struct {
 	idle    *time.Timer
 	room    chan struct{} // closed when there may be room, or the session ends; nil: nobody waits
 	stuck   *time.Timer   // ends the session when nothing is flushed
-	stalls  uint64        // flushes when stuck was set
+	stalls  uint64        // flushes when stuck was last armed
 }
 
 // batch holds frames to be sent as one message, behind room for the message's header and for urgent frames.
@@ -92,7 +92,8 @@ func (l *link) fullLocked(n int) bool {
 func (l *link) awaitRoomLocked() <-chan struct{} {
 	if l.room == nil {
 		l.room = make(chan struct{})
-		if l.stalls = l.flushes; l.stuck == nil {
+		if l.stuck == nil { // else it watches already, since before this wait
+			l.stalls = l.flushes
 			l.stuck = time.AfterFunc(l.writeTimeout, l.checkStuck)
 		}
 	}
@@ -107,7 +108,7 @@ func (l *link) roomLocked() {
 	}
 }
 
-// checkStuck ends the session when somebody has waited for room since the last check and nothing was flushed.
+// checkStuck ends the session when somebody waits for room and nothing was flushed since the timer was armed.
 func (l *link) checkStuck() {
 	l.mu.Lock()
 	stuck := l.room != nil && l.flushes == l.stalls
