@@ -14,8 +14,9 @@ const (
 	rememberedMax = 2048 // ids of streams reset here whose late frames are expected
 	stallTimeout  = 10 * time.Second
 
-	// maxHeld bounds what all streams of a session hold unread. Beyond half of it no stream's window grows; a stream that
-	// would exceed it is reset.
+	// maxHeld bounds what all streams of a session hold unread, besides the control stream. Beyond half of it no stream's
+	// window grows. When it would be exceeded, the stream that holds most is reset: the peer kept to the windows that it
+	// was given, so that neither the session nor the streams that are read are to suffer.
 	maxHeld = 64 << 20
 )
 
@@ -115,9 +116,9 @@ func (l *link) frameLocked(s *Stream, h frame) *AbuseError {
 		s.rstIn = true
 		l.forgetLocked(s)
 		s.wakeLocked()
-	case flags&flagFIN != 0 && l.body > 0:
+	case flags&flagFIN != 0 && l.into != nil: // after the body
 		l.fin = true
-	case flags&flagFIN != 0:
+	case flags&flagFIN != 0 && !s.gone:
 		l.peerEndsLocked(s)
 	}
 	if s == l.control && (h.kind() == kindData || flags&(flagFIN|flagRST) != 0) {
@@ -139,16 +140,34 @@ func (l *link) announcedLocked(s *Stream, h frame) *AbuseError {
 	if s.closed || length == 0 {
 		return nil
 	}
-	if l.held+length > maxHeld {
-		s.rstIn = true
-		l.resetLocked(s)
-		s.wakeLocked()
+	if s != l.control && !l.makeRoomLocked(s, length) {
 		return nil
 	}
 	s.unread += length
 	l.held += length
 	l.into = s
 	return nil
+}
+
+// makeRoomLocked resets the streams that hold most until length more bytes can be held for s. It reports false when s itself
+// had to go. The caller holds mu.
+func (l *link) makeRoomLocked(s *Stream, length int64) bool {
+	for l.held+length > maxHeld {
+		hog, most := s, s.unread+length
+		for _, other := range l.streams {
+			if other != l.control && other.unread > most {
+				hog, most = other, other.unread
+			}
+		}
+		hog.lost = true
+		hog.dropLocked()
+		l.resetLocked(hog)
+		hog.wakeLocked()
+		if hog == s {
+			return false
+		}
+	}
+	return true
 }
 
 // peerEndsLocked notes that the peer has ended its direction. The caller holds mu.
@@ -175,7 +194,7 @@ func (l *link) openedLocked(h frame) *AbuseError {
 		return &AbuseError{AbuseStream, fmt.Sprintf("stream %d opened", id)}
 	}
 	// Streams opened at the same time may come in any order.
-	if l.streams[id] != nil || h.flags()&(flagACK|flagRST) != 0 {
+	if l.streams[id] != nil || control && l.control != nil || h.flags()&(flagACK|flagRST) != 0 {
 		return protocolAbuse(h)
 	}
 	l.lastPeer = max(l.lastPeer, id)

@@ -12,7 +12,8 @@ import (
 // goroutine; reads take turns, and so do writes.
 //
 // Whatever is not an orderly end by the far end's CloseWrite or Close is an error, never [io.EOF]: ErrReset, or an error
-// that wraps ErrSessionClosed. What had come before is read first, unless this end has reset the stream. Deadlines give
+// that wraps ErrSessionClosed. What had come before is read first, unless this end has reset the stream: the session does
+// when the stream holds most of too much that nobody reads. Deadlines give
 // [os.ErrDeadlineExceeded]; they bound waiting for the far end, not for the socket, which the session watches.
 type Stream struct {
 	l     *link
@@ -31,7 +32,8 @@ type Stream struct {
 	gone   bool   // no frame of it is expected or sent any more
 	closed bool   // by Close: what comes is not wanted
 	reset  bool   // by Reset
-	rstIn  bool   // by the far end, or for want of memory
+	rstIn  bool   // by the far end
+	lost   bool   // what was unread, for want of memory
 	cut    bool   // by the end of the session
 	owing  bool   // in the link's list of those
 	greet  uint16 // SYN or ACK, until it is sent
@@ -160,6 +162,8 @@ func (s *Stream) usableLocked() error {
 // endLocked returns how the far end's direction has ended, nil if it has not. The caller holds the link's mu.
 func (s *Stream) endLocked() error {
 	switch {
+	case s.lost:
+		return ErrReset
 	case s.finIn:
 		return io.EOF
 	case s.rstIn:
@@ -232,7 +236,7 @@ func (s *Stream) writableLocked() error {
 	switch {
 	case s.finOut:
 		return net.ErrClosed
-	case s.rstIn:
+	case s.rstIn, s.lost:
 		return ErrReset
 	case s.cut, s.l.closed, s.l.broken:
 		return s.l.causeLocked()
@@ -300,12 +304,17 @@ func (s *Stream) Reset() error {
 
 // abandonLocked drops what is unread and wakes who waits. The caller holds the link's mu.
 func (s *Stream) abandonLocked() {
-	s.l.held -= s.unread
-	s.unread = 0
-	s.in.drop()
+	s.dropLocked()
 	s.rlimit.stop()
 	s.wlimit.stop()
 	s.wakeLocked()
+}
+
+// dropLocked drops what is unread, also what a Read that is being woken has got. The caller holds the link's mu.
+func (s *Stream) dropLocked() {
+	s.l.held -= s.unread
+	s.unread, s.got = 0, 0
+	s.in.drop()
 }
 
 // wakeLocked wakes a Read and a Write. The caller holds the link's mu.
@@ -336,8 +345,11 @@ func (s *Stream) setDeadline(d *deadline, wake chan struct{}, t time.Time) error
 	if err := s.usableLocked(); err != nil {
 		return err
 	}
-	d.at = t
-	switch wait := time.Until(t); {
+	wait := time.Until(t)
+	if d.at = t; !t.IsZero() {
+		d.at = time.Now().Add(wait) // by the clock of timers: no step of the wall clock parts the two
+	}
+	switch {
 	case t.IsZero():
 		d.stop()
 	case wait <= 0:
