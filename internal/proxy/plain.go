@@ -238,6 +238,8 @@ func (c *plainConn) answer() bool {
 	defer c.w.end()
 	if c.body.left == 0 {
 		c.watch.start()
+	} else {
+		_ = c.w.SetReadDeadline(time.Time{}) // that was for the head; fails only on a closed connection
 	}
 	ok := c.handle()
 	c.watch.stop()
