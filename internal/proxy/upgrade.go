@@ -23,6 +23,7 @@ func (x *exchange) switchProtocol(s *router.Stream) attempt {
 		err := malformed("switches to another protocol than was asked for")
 		s.Failed(err)
 		_ = s.Reset()
+		x.stopBody()
 		x.refuse(fault.UnexpectedUpgrade, err)
 		return finished
 	}
