@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/cluster"
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tlsconf"
 )
@@ -32,6 +34,8 @@ const (
 	meetTimeout  = 2 * time.Second // for the new process to learn what the old one holds
 	meetLook     = 2 * time.Millisecond
 	partLook     = 200 * time.Millisecond
+
+	meetConnections = 64 // there are two, and others of this host may try
 )
 
 // kin is what a process says of itself to the one before or after it.
@@ -134,7 +138,14 @@ func (s *Server) meetingLocked(life context.Context, group *errgroup.Group, secr
 			return kin{}, err
 		}
 		s.meetingAddr = l.Addr().String()
-		group.Go(func() error { return s.serve(life, clusterListener, l) })
+		// Not behind the gate of the cluster listener: which networks nodes come from says nothing about this host.
+		gate := limit.NewGate(clusterListener, limit.GateSettings{Connections: meetConnections}, s.limits.report, nil)
+		group.Go(func() error {
+			if err := m.peers.Serve(gate.Listen(l)); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve the place of the handover at %s: %w", s.meetingAddr, err)
+			}
+			return nil
+		})
 	}
 	return kin{
 		ID: m.node.ID, Incarnation: m.node.Incarnation, Addr: s.meetingAddr, PID: os.Getpid(),
