@@ -210,11 +210,27 @@ type successor struct {
 	gone chan struct{} // closed when it has ended
 }
 
+// errFirst is why a process hands nothing over that the kernel ends all others with.
+var errFirst = errors.New("this is the first process of its container, and no other one goes on when it ends: " +
+	"start a new container instead")
+
+// survivable reports whether other processes go on when the one of that id ends: the first one of a namespace takes all
+// with it (pid_namespaces(7)), so that its successor would be killed as soon as it has drained.
+func survivable(pid int) error {
+	if pid == 1 {
+		return errFirst
+	}
+	return nil
+}
+
 // handOver starts another process and returns when it serves and systemd knows. With an error nothing has changed.
 func (p *Process) handOver(ctx context.Context, path string) error {
 	p.mu.Lock()
 	ready, h := p.ready, p.handover
 	p.mu.Unlock()
+	if err := survivable(os.Getpid()); err != nil {
+		return err
+	}
 	if !ready {
 		return errors.New("this process is not ready itself")
 	}
