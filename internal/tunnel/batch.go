@@ -25,6 +25,9 @@ const (
 	smallBatch = 16 << 10
 	largeBatch = batchFront + 256<<10 - urgentRoom
 
+	// maxLate bounds the frames that do not wait for room and for which there is none: ends of some 87,000 streams.
+	maxLate = 1 << 20
+
 	flusherIdle = time.Second
 )
 
@@ -45,6 +48,7 @@ var (
 // frames without a timer, and spares a lonely one the way to another goroutine. The flusher takes over when that is not enough.
 type writer struct {
 	batch   *batch
+	late    []byte // frames that go after the batch, for want of room in it
 	urgent  [urgentRoom]byte
 	nurgent int
 	owing   []*Stream // whom there was no room to credit
@@ -85,7 +89,8 @@ func (b *batch) recycle() {
 
 // fullLocked reports whether a frame with a body of n bytes has to wait. The caller holds mu.
 func (l *link) fullLocked(n int) bool {
-	return l.batch != nil && len(l.batch.b)-batchFront+frameSize+n > maxBatch && !l.muted && !l.closed && !l.broken
+	full := l.late != nil || l.batch != nil && len(l.batch.b)-batchFront+frameSize+n > maxBatch
+	return full && !l.muted && !l.closed && !l.broken
 }
 
 // awaitRoomLocked returns what is closed when there may be room. The caller holds mu.
@@ -146,6 +151,10 @@ func (l *link) appendLocked(h frame, body []byte) {
 	if l.muted || l.closed || l.broken {
 		return
 	}
+	if l.late != nil {
+		l.lateLocked(h)
+		return
+	}
 	need := len(h) + len(body)
 	if l.batch == nil {
 		if need <= smallBatch-batchFront {
@@ -155,9 +164,8 @@ func (l *link) appendLocked(h frame, body []byte) {
 		}
 	}
 	if b := l.batch; len(b.b)+need > cap(b.b) {
-		if cap(b.b) == largeBatch { // of those that do not wait there are so many only if the peer wants that
-			l.failLocked(errUnread)
-			l.jobs.Go(func() { _ = l.ws.Reset() }) // an error says only that the socket is closed already
+		if cap(b.b) == largeBatch {
+			l.lateLocked(h)
 			return
 		}
 		l.batch = largeBatches.Get().(*batch)
@@ -165,6 +173,30 @@ func (l *link) appendLocked(h frame, body []byte) {
 		b.recycle()
 	}
 	l.batch.b = append(append(l.batch.b, h...), body...)
+}
+
+// lateLocked queues a frame without a body behind a batch that has no room. It ends the session when there are more such
+// frames than streams that the peer could have taken. The caller holds mu.
+func (l *link) lateLocked(h frame) {
+	if len(l.late)+len(h) > maxLate {
+		l.failLocked(errUnread)
+		l.jobs.Go(func() { _ = l.ws.Reset() }) // an error says only that the socket is closed already
+		return
+	}
+	l.late = append(l.late, h...)
+}
+
+// refillLocked begins the next batch with the frames that are late. The caller holds mu.
+func (l *link) refillLocked() {
+	if l.late == nil {
+		return
+	}
+	n := min(len(l.late), maxBatch/frameSize*frameSize)
+	l.batch = largeBatches.Get().(*batch)
+	l.batch.b = append(l.batch.b, l.late[:n]...)
+	if l.late = l.late[n:]; len(l.late) == 0 {
+		l.late = nil
+	}
 }
 
 // kickLocked makes sure that somebody sends what waits. With here, it may report true: the caller is to call flushHere, when
@@ -276,6 +308,7 @@ func (l *link) takeBatchLocked() (*batch, []byte) {
 	p := b.b[urgentRoom-l.nurgent:]
 	l.nurgent = 0
 	l.flushes++
+	l.refillLocked()
 	l.payLocked()
 	l.roomLocked()
 	return b, p
@@ -287,6 +320,7 @@ func (l *link) dropLocked() {
 		l.batch.recycle()
 		l.batch = nil
 	}
+	l.late = nil
 	l.nurgent = 0
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+	"time"
 )
 
 // drained is what the next message would carry.
@@ -58,6 +59,122 @@ func TestUrgentFramesGoFirst(t *testing.T) {
 	if have := drained(t, l); !slices.EqualFunc(have, want, func(a, b frame) bool { return bytes.Equal(a, b) }) {
 		t.Errorf("sent %v, want %v", have, want)
 	}
+}
+
+func TestSessionIsOnlyStuckWhenNothingIsSent(t *testing.T) {
+	noLeaks(t)
+	p := newBadPeer(t, NodeOptions{WriteTimeout: time.Hour})
+	l := p.s.l
+	wait := func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.awaitRoomLocked()
+	}
+	wait()
+	l.mu.Lock()
+	l.flushes++
+	l.roomLocked()
+	l.mu.Unlock()
+	wait() // for the next batch, as a writer of much always does
+	l.checkStuck()
+	if l.ended() {
+		t.Fatal("a session that sends is taken for stuck")
+	}
+	l.checkStuck()
+	wantError(t, l.reason(), errStuck)
+	p.s.Wait()
+}
+
+// fillBatch makes the batch of an offline link as full as it gets.
+func fillBatch(t *testing.T, l *link) {
+	t.Helper()
+	st := acknowledged(t, l)
+	for {
+		l.mu.Lock()
+		n := min(maxBatch-2*frameSize-(len(l.batch.b)-batchFront), maxFrame)
+		st.send = maxFrame
+		l.mu.Unlock()
+		if n <= 0 {
+			return
+		}
+		if _, err := st.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestPingIsAnsweredBesideMuchElse(t *testing.T) {
+	l := offline(role{})
+	fillBatch(t, l)
+	mustGive(t, l, makeFrame(kindPing, flagSYN, 0, 77))
+	have := drained(t, l)
+	if first := have[0]; first.kind() != kindPing || first.flags() != flagACK || first.length() != 77 {
+		t.Errorf("first frame is %v", first)
+	}
+}
+
+func TestEndsOfManyStreamsWaitForTheSocket(t *testing.T) {
+	const count = 30_000
+	l := offline(role{})
+	var list []*Stream
+	for range count {
+		st := acknowledged(t, l)
+		if list = append(list, st); len(list)%10_000 == 0 {
+			drained(t, l)
+		}
+	}
+	drained(t, l)
+	fillBatch(t, l)
+	for _, st := range list {
+		st.CloseWrite()
+		st.Reset()
+	}
+	if l.broken {
+		t.Fatal("session ended")
+	}
+	next, want := list[0].id, uint16(flagFIN)
+	for messages := 0; next <= list[count-1].id; messages++ {
+		l.mu.Lock()
+		waits, size := l.fullLocked(1), 0
+		if l.batch != nil {
+			size = len(l.batch.b) - batchFront
+		}
+		l.mu.Unlock()
+		if size > 256<<10 || messages > 10 {
+			t.Fatalf("message %d of %d bytes", messages, size)
+		}
+		for _, h := range drained(t, l) {
+			if h.kind() != kindWindow || h.flags() == flagSYN {
+				continue
+			}
+			if h.stream() != next || h.flags() != want {
+				t.Fatalf("frame %v, want flags %#x of stream %d", h, want, next)
+			}
+			if want == flagRST {
+				next += 2
+			}
+			want ^= flagFIN | flagRST
+		}
+		if !waits && l.late != nil {
+			t.Error("data does not wait behind the frames that came before it")
+		}
+	}
+	if l.late != nil || l.batch != nil {
+		t.Error("something is left")
+	}
+}
+
+func TestFramesThatNobodyTakesEndTheSession(t *testing.T) {
+	noLeaks(t)
+	p, blocked := stuck(t, NodeOptions{})
+	l, rst := p.s.l, makeFrame(kindWindow, flagRST, 2000, 0)
+	for range (maxLate + largeBatch) / frameSize {
+		l.mu.Lock()
+		l.queueLocked(rst[:])
+		l.mu.Unlock()
+	}
+	wantError(t, receive(t, blocked, "end of Write"), errUnread)
+	p.s.Wait()
 }
 
 func TestPongsThatNobodyTakesAreBounded(t *testing.T) {

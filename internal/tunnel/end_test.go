@@ -115,30 +115,6 @@ func TestWriteThatTakesTooLongEndsTheSession(t *testing.T) {
 	receive(t, p.s.Done(), "end of the session")
 }
 
-func TestSessionIsOnlyStuckWhenNothingIsSent(t *testing.T) {
-	noLeaks(t)
-	p := newBadPeer(t, NodeOptions{WriteTimeout: time.Hour})
-	l := p.s.l
-	wait := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.awaitRoomLocked()
-	}
-	wait()
-	l.mu.Lock()
-	l.flushes++
-	l.roomLocked()
-	l.mu.Unlock()
-	wait() // for the next batch, as a writer of much always does
-	l.checkStuck()
-	if l.ended() {
-		t.Fatal("a session that sends is taken for stuck")
-	}
-	l.checkStuck()
-	wantError(t, l.reason(), errStuck)
-	p.s.Wait()
-}
-
 func TestEndOfTheSessionIsNotTheEndOfTheStream(t *testing.T) {
 	for name, end := range map[string]func(*badPeer){
 		"FIN of TCP":  func(p *badPeer) { p.Conn.(*net.TCPConn).CloseWrite() },

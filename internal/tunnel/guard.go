@@ -238,9 +238,7 @@ func (l *link) pingLocked(h frame) *AbuseError {
 	switch {
 	case h.flags()&flagSYN != 0:
 		pong := makeFrame(kindPing, flagACK, 0, h.length())
-		if !l.fullLocked(frameSize) { // else the peer does not read, and misses little
-			l.urgentLocked(pong[:])
-		}
+		l.urgentLocked(pong[:]) // also when there is no room: a classic agent without an answer leaves
 	case l.answered != nil && h.length() == l.pingID:
 		l.rtt.Store(int64(max(l.now()-l.pingSent, 1)))
 		close(l.answered)

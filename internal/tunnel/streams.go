@@ -337,6 +337,9 @@ func (l *link) endStreams() {
 	}
 	l.opening = 0
 	l.emptyLocked()
+	if l.stuck != nil {
+		l.stuck.Stop()
+	}
 }
 
 // awaitEmpty blocks until there are no streams or the session has ended, and then reports true, or until stop is closed.
