@@ -20,9 +20,11 @@ import (
 )
 
 const (
-	peerConnections = 4096     // of the cluster listener: two for each node, and some in passing
-	maxTarget       = 16 << 10 // of requests of agents and operators
-	maxFields       = 100      // likewise
+	peerConnections  = 4096 // of the cluster listener: two for each node, and some in passing
+	plainConnections = 1000 // of the acme listener, each of which lasts some seconds
+	plainPerAddress  = 100
+	maxTarget        = 16 << 10 // of requests of agents and operators
+	maxFields        = 100      // likewise
 )
 
 // limits are those of the node, in every listener.
@@ -87,6 +89,7 @@ func gateSettings(c *config.Pikod) map[string]limit.GateSettings {
 		},
 		adminListener:   {Access: access(c.Admin.Allow, c.Admin.Deny), Connections: c.Admin.MaxConnections},
 		clusterListener: {Access: access(c.Cluster.Allow, c.Cluster.Deny), Connections: peerConnections},
+		acmeListener:    {Connections: plainConnections, PerAddress: plainPerAddress}, // an authority asks from anywhere
 	}
 }
 

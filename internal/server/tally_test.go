@@ -25,6 +25,18 @@ func TestAttemptsOfOneAddress(t *testing.T) {
 	}
 }
 
+// Whoever opens connections without end must meet a limit, also where only redirects are had.
+func TestEveryListenerLimitsItsConnections(t *testing.T) {
+	c := config.DefaultPikod()
+	l := newLimits(&c, logrus.New(), prometheus.NewRegistry())
+	settings := gateSettings(&c)
+	for _, name := range []string{proxyListener, upstreamListener, adminListener, clusterListener, acmeListener} {
+		if l.gates[name] == nil || settings[name].Connections <= 0 {
+			t.Errorf("the %s listener takes any number of connections", name)
+		}
+	}
+}
+
 func TestTallyForgetsWhatHasGone(t *testing.T) {
 	c := &config.UpstreamLimits{}
 	tally := newTally()
