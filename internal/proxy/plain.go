@@ -234,6 +234,8 @@ func (c *plainConn) canonical(i int, name string) string {
 
 // answer answers the request, and reports whether the connection can carry another one.
 func (c *plainConn) answer() bool {
+	c.server.tracker.add()
+	defer c.server.tracker.done()
 	c.w.begin()
 	defer c.w.end()
 	if c.body.left == 0 {

@@ -190,7 +190,10 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 
 // serve answers one request of a client. It comes by the plain connection, or by net/http if that is nil.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain *plainConn) {
-	s.tracker.add()
+	if plain == nil { // which counts by itself, until everything is written
+		s.tracker.add()
+		defer s.tracker.done()
+	}
 	s.metrics.inFlight.Inc()
 	x := s.newExchange(w, r)
 	x.plain = plain
@@ -205,7 +208,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain *plainConn)
 		}
 		x.resume()
 		x.release()
-		s.tracker.done()
 	}()
 	x.serve()
 }

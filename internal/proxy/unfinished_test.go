@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -63,5 +65,79 @@ func TestUnaskedSwitchBeforeTheBodyEnds(t *testing.T) {
 			t.Fatalf("%s %s", resp.Status, body)
 		}
 		c.Close()
+	}
+}
+
+// heldConn is a client's connection on which the first answer is not written before it may.
+type heldConn struct {
+	net.Conn
+	writing, may, closed chan struct{}
+	once                 sync.Once
+}
+
+func (c *heldConn) Write(p []byte) (int, error) {
+	close(c.writing)
+	select {
+	case <-c.may:
+		return c.Conn.Write(p)
+	case <-c.closed:
+		return 0, net.ErrClosed
+	}
+}
+
+func (c *heldConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// heldListener accepts one connection.
+type heldListener struct {
+	net.Listener
+	conns chan *heldConn
+}
+
+func (l heldListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	held := &heldConn{Conn: c, writing: make(chan struct{}), may: make(chan struct{}), closed: make(chan struct{})}
+	l.conns <- held
+	return held, nil
+}
+
+// The service has answered, but the answer has not gone out yet.
+func TestShutdownWaitsForWhatIsBeingWritten(t *testing.T) {
+	f := newFixture(t, nil)
+	f.serveRaw(answer("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
+	below, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := heldListener{below, make(chan *heldConn, 1)}
+	served := make(chan error, 1)
+	go func() { served <- f.server.Serve(context.Background(), l) }()
+	f.addr = below.Addr().String()
+	c, br := f.dial()
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: ep1.piko.test\r\n\r\n")
+	held := await(t, l.conns, "accepting")
+	await(t, held.writing, "writing")
+	done := make(chan struct{})
+	go func() {
+		f.stopOnce()
+		close(done)
+	}()
+	select {
+	case <-held.closed:
+		t.Error("cut off while it was being written")
+	case <-time.After(2 * lastCall):
+	}
+	close(held.may)
+	if _, err := http.ReadResponse(br, nil); err != nil {
+		t.Error(err)
+	}
+	await(t, done, "the end")
+	if err := await(t, served, "the end of the listener"); err != nil {
+		t.Error(err)
 	}
 }
