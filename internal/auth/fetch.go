@@ -25,7 +25,6 @@ type source struct {
 	timeout time.Duration
 	agent   string
 	client  *http.Client
-	etag    *atomic.Pointer[string]
 	failed  *atomic.Pointer[string] // what went wrong last; nil after a good fetch
 }
 
@@ -33,8 +32,7 @@ type source struct {
 // that a key set comes from where the settings say.
 func newSource(u *url.URL, timeout time.Duration, version string) (source, bool) {
 	s := source{
-		url: u, timeout: timeout, agent: "piko/" + version,
-		etag: new(atomic.Pointer[string]), failed: new(atomic.Pointer[string]),
+		url: u, timeout: timeout, agent: "piko/" + version, failed: new(atomic.Pointer[string]),
 	}
 	switch {
 	case u.Scheme == "file" && u.Host == "" && u.Path != "":
@@ -74,60 +72,56 @@ func (s source) trouble() string {
 	return ""
 }
 
-// fetch returns the set, or nil if it has not changed since the last fetch.
-func (s source) fetch(ctx context.Context) (*jose.JSONWebKeySet, error) {
-	set, err := s.read(ctx)
+// fetch returns the set with its entity tag, or nil if it is still the one that had a tag.
+func (s source) fetch(ctx context.Context, had string) (set *jose.JSONWebKeySet, etag string, err error) {
+	set, etag, err = s.read(ctx, had)
 	if err != nil {
 		text := err.Error()
 		s.failed.Store(&text)
-		return nil, err
+		return nil, "", err
 	}
 	s.failed.Store(nil)
-	return set, nil
+	return set, etag, nil
 }
 
-func (s source) read(ctx context.Context) (*jose.JSONWebKeySet, error) {
+func (s source) read(ctx context.Context, had string) (set *jose.JSONWebKeySet, etag string, err error) {
 	if s.client == nil {
 		f, err := os.Open(s.url.Path)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		defer func() { _ = f.Close() }() // it was only read
-		return decodeSet(f)
+		set, err = decodeSet(f)
+		return set, "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.String(), nil)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
 	req.Header.Set("User-Agent", s.agent)
-	if etag := s.etag.Load(); etag != nil {
-		req.Header.Set("If-None-Match", *etag)
+	if had != "" {
+		req.Header.Set("If-None-Match", had)
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotModified:
-		return nil, nil //nolint:nilnil // nil stands for "not modified" here
+		if had == "" {
+			return nil, "", errors.New("status 304, though it was not asked whether the set has changed")
+		}
+		return nil, had, nil
 	default:
-		return nil, fmt.Errorf("status %d", resp.StatusCode)
+		return nil, "", fmt.Errorf("status %d", resp.StatusCode)
 	}
-	set, err := decodeSet(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	if etag := resp.Header.Get("ETag"); etag != "" {
-		s.etag.Store(&etag)
-	} else {
-		s.etag.Store(nil)
-	}
-	return set, nil
+	set, err = decodeSet(resp.Body)
+	return set, resp.Header.Get("ETag"), err
 }
 
 // decodeSet reads a key set. A key of a kind that the library does not know is passed over, so that one exotic key does

@@ -47,6 +47,7 @@ type keySet struct {
 // fetched is one state of a key set; it does not change.
 type fetched struct {
 	at         time.Time
+	etag       string // of the answer that the keys came in; "": it had none
 	generation uint64
 	keys       []jose.JSONWebKey
 	prints     map[fingerprint]bool // of keys
@@ -78,10 +79,7 @@ func newKeySet(c config.JWKS, o Options) (*keySet, error) {
 }
 
 // inherit takes over what another one has fetched from the same place.
-func (s *keySet) inherit(from *keySet) {
-	s.source.etag.Store(from.source.etag.Load())
-	s.keys.Store(from.keys.Load())
-}
+func (s *keySet) inherit(from *keySet) { s.keys.Store(from.keys.Load()) }
 
 // run fetches until ctx ends: when keys are due, when a token names an unknown key, and after a failure with growing
 // pauses.
@@ -104,18 +102,18 @@ func (s *keySet) run(ctx context.Context) error {
 // fetch gets the set once and returns when it is due again.
 func (s *keySet) fetch(ctx context.Context, retry *time.Duration) time.Duration {
 	defer s.settle()
-	set, err := s.source.fetch(ctx)
+	old := s.keys.Load()
+	if old == nil {
+		old = &fetched{}
+	}
+	set, etag, err := s.source.fetch(ctx, old.etag)
 	if err != nil {
 		wait := *retry/2 + rand.N(*retry/2+1) //nolint:gosec // jitter, no secret
 		*retry = min(2**retry, maxRetry)
 		return wait
 	}
 	*retry = minRetry
-	next := &fetched{at: s.now()}
-	old := s.keys.Load()
-	if old != nil {
-		next.generation, next.keys, next.prints = old.generation, old.keys, old.prints
-	}
+	next := &fetched{at: s.now(), etag: etag, generation: old.generation, keys: old.keys, prints: old.prints}
 	if set != nil { // nil: not modified
 		next.generation++
 		next.keys = usable(set)
