@@ -223,14 +223,25 @@ func (c *plainConn) canonical(i int, name string) string {
 	if i < len(c.names) && c.names[i].raw == name {
 		return c.names[i].canonical
 	}
-	s := spelling{name, textproto.CanonicalMIMEHeaderKey(name)}
+	if len(name) > maxKeptName || i > len(c.names) || i >= maxKeptNames {
+		return textproto.CanonicalMIMEHeaderKey(name)
+	}
+	// A part of the head would keep all of it for as long as the connection lasts.
+	own := strings.Clone(name)
+	s := spelling{own, textproto.CanonicalMIMEHeaderKey(own)}
 	if i < len(c.names) {
 		c.names[i] = s
-	} else if i < 32 {
+	} else {
 		c.names = append(c.names, s)
 	}
 	return s.canonical
 }
+
+// What is kept of names between the requests of a connection.
+const (
+	maxKeptNames = 32
+	maxKeptName  = 64 // bytes
+)
 
 // answer answers the request, and reports whether the connection can carry another one.
 func (c *plainConn) answer() bool {
