@@ -185,6 +185,10 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Identity, error) 
 		if id.expired(v.now()) {
 			return nil, ErrExpired
 		}
+		// Remembering a verdict must not make the key live longer than the set that it is from.
+		if err := v.Ready(); err != nil && !v.static.holds(id.key) {
+			return nil, err
+		}
 		return id, nil
 	}
 	id, err := v.verify(ctx, token)

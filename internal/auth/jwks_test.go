@@ -186,9 +186,16 @@ func TestKeySetOutage(t *testing.T) {
 	if _, err := v.Verify(t.Context(), token()); err != nil {
 		t.Errorf("keys must outlive the key server: %v", err)
 	}
+	long := sign(t, jwt.SigningMethodEdDSA, private, good("exp", now().Add(48*time.Hour).Unix()), "kid", "k1")
+	if _, err := v.Verify(t.Context(), long); err != nil {
+		t.Errorf("a token for two days: %v", err)
+	}
 	skew.Store(int64(25 * time.Hour))
 	if _, err := v.Verify(t.Context(), token()); !errors.Is(err, auth.ErrUnavailable) {
 		t.Errorf("after a day without the key server: %v, want ErrUnavailable", err)
+	}
+	if _, err := v.Verify(t.Context(), long); !errors.Is(err, auth.ErrUnavailable) {
+		t.Errorf("a token that is known, after a day without the key server: %v, want ErrUnavailable", err)
 	}
 	if err := v.Ready(); err == nil || !strings.Contains(err.Error(), "status 500") {
 		t.Errorf("Ready = %v, want it to say what the key server answered", err)
