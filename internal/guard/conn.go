@@ -13,7 +13,6 @@ import (
 
 const (
 	bufferSize   = 4 << 10
-	pooledSize   = 64 << 10  // a buffer larger than this is left to the garbage collector
 	readInPlace  = 512       // a reader with less room than this gets its bytes by way of our buffer
 	aheadLimit   = 4 << 10   // bytes that may follow a request with Upgrade before it is answered
 	discardLimit = 256 << 10 // bytes read behind a refusal, so that its answer arrives
@@ -66,16 +65,37 @@ type held struct {
 	out, outEnd, in, inEnd int
 }
 
-type buffer struct{ b []byte }
+type buffer struct {
+	b       []byte
+	doubled int
+}
 
-var buffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, bufferSize)} }}
+// buffers has a pool for each size, each twice the one before: a connection that rests shall not get a large buffer to
+// wait with because another head was large.
+var buffers [5]sync.Pool // the largest is for 64 KiB; larger ones are left to the garbage collector
+
+// bufferOf returns a buffer of bufferSize, doubled so many times.
+func bufferOf(doubled int) *buffer {
+	if doubled < len(buffers) {
+		if b, ok := buffers[doubled].Get().(*buffer); ok {
+			return b
+		}
+	}
+	return &buffer{b: make([]byte, bufferSize<<doubled), doubled: doubled}
+}
+
+func (b *buffer) release() {
+	if b.doubled < len(buffers) {
+		buffers[b.doubled].Put(b)
+	}
+}
 
 func (h *held) toJudge() []byte { return h.buf.b[h.in:h.inEnd] }
 
 // room makes room for more to be judged, when nothing is to be handed out.
 func (h *held) room() []byte {
 	if h.buf == nil {
-		h.buf = buffers.Get().(*buffer)
+		h.buf = bufferOf(0)
 	}
 	if h.in > 0 {
 		h.inEnd = copy(h.buf.b, h.toJudge())
@@ -83,8 +103,9 @@ func (h *held) room() []byte {
 	}
 	h.out, h.outEnd = 0, 0
 	if h.inEnd == len(h.buf.b) {
-		larger := &buffer{b: make([]byte, 2*len(h.buf.b))}
+		larger := bufferOf(h.buf.doubled + 1)
 		copy(larger.b, h.buf.b)
+		h.buf.release()
 		h.buf = larger
 	}
 	return h.buf.b[h.inEnd:]
@@ -93,9 +114,7 @@ func (h *held) room() []byte {
 // settle gives the buffer back when it is empty.
 func (h *held) settle() {
 	if h.buf != nil && h.out == h.outEnd && h.in == h.inEnd {
-		if len(h.buf.b) <= pooledSize {
-			buffers.Put(h.buf)
-		}
+		h.buf.release()
 		*h = held{}
 	}
 }
@@ -213,8 +232,8 @@ func (c *Conn) end(r Refusal) {
 
 // discard reads on behind a refusal, so that the client is seen to leave.
 func (c *Conn) discard() error {
-	buf := buffers.Get().(*buffer)
-	defer buffers.Put(buf)
+	buf := bufferOf(0)
+	defer buf.release()
 	for c.discarded < discardLimit {
 		if c.err != nil {
 			return c.err

@@ -34,6 +34,10 @@ func Of(c net.Conn) *Conn { return of(c) }
 // request that is not taken, once Read is called. An error is that of the connection; what is left of it is of no use.
 func (c *Conn) Next() (*Head, error) {
 	h := &c.held
+	if s := c.shown; s != nil { // which may take long to be filled again
+		clear(s.Fields)
+		*s = Head{Fields: s.Fields[:0]}
+	}
 	for {
 		if h.buf != nil && h.in < h.inEnd || c.state == refused {
 			done, plain := c.judgeNext()

@@ -101,6 +101,7 @@ func (c *plainConn) serve() {
 		if !c.answer() {
 			break
 		}
+		c.drop()
 		timeout = c.front.edge.limits.IdleTimeout
 	}
 	_ = c.conn.Close()
@@ -177,9 +178,6 @@ func (c *plainConn) fill(h *guard.Head) bool {
 		c.url = url.URL{Path: path}
 	}
 	c.url.RawQuery, c.url.ForceQuery = query, found && query == ""
-	clear(c.header)
-	clear(c.fields)
-	c.fields, c.values = c.fields[:0], c.values[:0]
 	if n := len(h.Fields); cap(c.values) < n {
 		c.values = make([]string, 0, n+8)
 	}
@@ -205,6 +203,15 @@ func (c *plainConn) fill(h *guard.Head) bool {
 		r.Body = &c.body
 	}
 	return true
+}
+
+// drop lets go of a request that was answered. An idle connection keeps nothing of it.
+func (c *plainConn) drop() {
+	clear(c.header)
+	clear(c.fields)
+	clear(c.values)
+	c.fields, c.values, c.url = c.fields[:0], c.values[:0], url.URL{}
+	c.request.Method, c.request.RequestURI, c.request.Host = "", "", ""
 }
 
 // pragma does what net/http does: the older way to refuse caches implies the newer one (RFC 9111, 5.4).
