@@ -140,6 +140,34 @@ func TestStreamThatHoldsMostIsResetForWantOfMemory(t *testing.T) {
 	}
 }
 
+func TestStreamThatHasEndedIsLostForWantOfMemory(t *testing.T) {
+	l := offline(role{})
+	l.window = largestWindow
+	var list []*Stream
+	for range 5 {
+		list = append(list, acknowledged(t, l))
+	}
+	for i, st := range list[:4] {
+		fill(t, st, largestWindow-1000*i)
+		mustGive(t, l, makeFrame(kindWindow, flagFIN, st.id, 0))
+		st.CloseWrite()
+	}
+	fill(t, list[4], 10_000)
+	if held, unread := count(list[4]); held > maxHeld || unread != 10_000 {
+		t.Errorf("%d bytes held, %d by the stream that is open", held, unread)
+	}
+	_, err := list[0].Read(make([]byte, 1))
+	wantError(t, err, ErrReset)
+	if b, err := io.ReadAll(list[1]); len(b) != largestWindow-1000 || err != nil {
+		t.Errorf("ended stream that holds less: %d bytes and %v", len(b), err)
+	}
+	list[2].Close()
+	list[3].Reset()
+	if l.finished != nil {
+		t.Errorf("%d streams are kept that hold nothing", len(l.finished))
+	}
+}
+
 func TestStreamThatWouldHoldMostIsResetForWantOfMemory(t *testing.T) {
 	l := offline(role{})
 	l.window = largestWindow

@@ -24,9 +24,10 @@ const (
 // than the windows allow.
 type guard struct {
 	streams    map[uint32]*Stream
-	nstreams   int    // without the control stream
-	opening    int    // admitted, but not opened yet
-	lastLocal  uint32 // the highest
+	finished   map[*Stream]struct{} // gone, but not read to the end
+	nstreams   int                  // without the control stream
+	opening    int                  // admitted, but not opened yet
+	lastLocal  uint32               // the highest
 	lastPeer   uint32
 	emptied    chan struct{}
 	pings      meter
@@ -156,6 +157,11 @@ func (l *link) makeRoomLocked(s *Stream, length int64) bool {
 		hog, most := s, s.unread+length
 		for _, other := range l.streams {
 			if other != l.control && other.unread > most {
+				hog, most = other, other.unread
+			}
+		}
+		for other := range l.finished {
+			if other.unread > most {
 				hog, most = other, other.unread
 			}
 		}

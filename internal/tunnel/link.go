@@ -111,6 +111,9 @@ func (l *link) run() {
 func (l *link) take(p []byte) error {
 	l.mu.Lock()
 	abuse := l.takeLocked(p)
+	if abuse != nil {
+		l.blameLocked(abuse) // now: who is freed by what came before must not find another cause
+	}
 	for i, s := range l.fed {
 		signal(s.rwake)
 		l.fed[i] = nil

@@ -118,6 +118,27 @@ func (s *Stream) Read(p []byte) (int, error) {
 	}
 }
 
+// consumedLocked notes that n bytes were read. The caller holds mu.
+func (s *Stream) consumedLocked(n int) {
+	s.countLocked(n)
+	if !s.gone && !s.finIn && s.greet == 0 && s.grantLocked() >= s.limitLocked()/2 {
+		s.l.creditLocked(s)
+		s.l.kickLocked(false)
+	}
+}
+
+// countLocked notes that n bytes are no longer held. The caller holds mu.
+func (s *Stream) countLocked(n int) {
+	s.unread -= int64(n)
+	s.l.held -= int64(n)
+	if !s.gone || s.unread > 0 {
+		return
+	}
+	if delete(s.l.finished, s); len(s.l.finished) == 0 {
+		s.l.finished = nil // maps do not shrink
+	}
+}
+
 // answer is what an opening end knows of the answer to a stream.
 type answer int
 
@@ -312,8 +333,8 @@ func (s *Stream) abandonLocked() {
 
 // dropLocked drops what is unread, also what a Read that is being woken has got. The caller holds the link's mu.
 func (s *Stream) dropLocked() {
-	s.l.held -= s.unread
-	s.unread, s.got = 0, 0
+	s.countLocked(int(s.unread))
+	s.got = 0
 	s.in.drop()
 }
 

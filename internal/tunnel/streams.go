@@ -159,6 +159,12 @@ func (l *link) forgetLocked(s *Stream) {
 	}
 	s.gone = true
 	delete(l.streams, s.id)
+	if s.unread > 0 {
+		if l.finished == nil {
+			l.finished = make(map[*Stream]struct{})
+		}
+		l.finished[s] = struct{}{}
+	}
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -188,16 +194,6 @@ func (l *link) emptyLocked() {
 	}
 	if len(l.streams) == 0 {
 		l.streams = nil // maps do not shrink
-	}
-}
-
-// consumedLocked notes that n bytes were read. The caller holds mu.
-func (s *Stream) consumedLocked(n int) {
-	s.unread -= int64(n)
-	s.l.held -= int64(n)
-	if !s.gone && !s.finIn && s.greet == 0 && s.grantLocked() >= s.limitLocked()/2 {
-		s.l.creditLocked(s)
-		s.l.kickLocked(false)
 	}
 }
 
@@ -335,7 +331,7 @@ func (l *link) endStreams() {
 		l.forgetLocked(s)
 		s.wakeLocked()
 	}
-	l.opening = 0
+	l.opening, l.finished = 0, nil
 	l.emptyLocked()
 	if l.stuck != nil {
 		l.stuck.Stop()
