@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"time"
@@ -128,7 +129,7 @@ func (c *Common) acquire(ctx context.Context, key string) (bool, error) {
 		{KV: &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: key}},
 		{KV: &api.KVTxnOp{Verb: api.KVLock, Key: key, Value: []byte(c.d.node.ID), Session: session}},
 	}, readOptions(ctx))
-	if status(err) != 0 && status(err) < 500 {
+	if code := status(err); code != 0 && code < 500 && code != http.StatusForbidden { // to be denied it is for good
 		return false, nil // the session has just ended; there will be another
 	}
 	return done && err == nil, err
