@@ -8,6 +8,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -191,7 +192,7 @@ func TestGRPCConnectionClosedByTheService(t *testing.T) {
 			srv = r.Context().Value(http.ServerContextKey).(*http.Server)
 		}
 	})
-	client := f.h2client()
+	client, before := f.h2client(), readers(t)
 	for range 3 {
 		resp, err := client.Do(f.grpc(t.Context(), "/", nil))
 		if err != nil || resp.StatusCode != 200 {
@@ -199,6 +200,30 @@ func TestGRPCConnectionClosedByTheService(t *testing.T) {
 		}
 		readAll(t, resp)
 		closeConnections(t, s)
+		awaitReaders(t, before+1) // that of the client
+	}
+}
+
+// readers counts the HTTP/2 connections that this process reads as a client.
+func readers(t *testing.T) int {
+	t.Helper()
+	var all strings.Builder
+	if err := pprof.Lookup("goroutine").WriteTo(&all, 2); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(all.String(), "lientConnReadLoop).run(")
+}
+
+// awaitReaders waits until no more connections than that are read. A connection that was closed is known to be when nobody
+// reads it any more.
+func awaitReaders(t *testing.T, most int) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); readers(t) > most; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("more than %d connections are read", most)
+		}
 	}
 }
 
