@@ -101,7 +101,8 @@ func TestWaysOfSaving(t *testing.T) {
 			await(t, "the change", func() bool { return l.drain() == "11s" })
 			// A second save by the same means, since the first may have replaced what is watched.
 			write(t, l.file, drainOf("12s"))
-			await(t, "the second change", func() bool { return l.drain() == "12s" && l.attempts() >= 2 }) // counted after it is in use
+			// A reload is counted after it is in use.
+			await(t, "the second change", func() bool { return l.drain() == "12s" && l.attempts() >= 2 })
 			if have := fmt.Sprint(l.commits); have != "[10s 11s 12s]" || l.attempts() != 2 {
 				t.Errorf("settings in use were %s after %d reloads, want one each", have, l.attempts())
 			}
