@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -223,7 +224,7 @@ func TestReloadsOfAnAgentUnderLoad(t *testing.T) {
 			}
 			a, err := try(c, request(t, http.MethodPost, at("changed", "/"), strings.NewReader("mine")))
 			if err != nil || a.StatusCode != http.StatusOK {
-				return fmt.Errorf("endpoint that is changed: %v, %v", a.Response, err)
+				return fmt.Errorf("endpoint that is changed: %v: %w", a.Response, or(err))
 			}
 			if want := []string{"mine", "other"}[i%2]; a.body != want || have["odd"] != i%2 {
 				return fmt.Errorf("%q answers for the changed listener, %v", a.body, have)
@@ -291,11 +292,11 @@ func TestReloadsOfAForwarderUnderLoad(t *testing.T) {
 		await(t, fmt.Sprintf("effect of reload %d by %s", i, trigger), prompt+slack, func() error {
 			answer, err := askForward(changed)
 			if err != nil || (answer == "two") != (i%2 == 1) {
-				return fmt.Errorf("%q answers, %v", answer, err)
+				return fmt.Errorf("%q answers: %w", answer, or(err))
 			}
 			answer, err = askForward(comes)
 			if (err == nil && answer == "two") != (i%2 == 1) {
-				return fmt.Errorf("at the forward that comes and goes %q answers, %v", answer, err)
+				return fmt.Errorf("at the forward that comes and goes %q answers: %w", answer, or(err))
 			}
 			return nil
 		})
@@ -367,4 +368,14 @@ func TestCertificatesAreReplacedUnderLoad(t *testing.T) {
 		}
 	}
 	load.end()
+}
+
+// errAnswer stands for an answer that came and was not the one that was wanted.
+var errAnswer = errors.New("another answer is wanted")
+
+func or(err error) error {
+	if err == nil {
+		return errAnswer
+	}
+	return err
 }

@@ -25,7 +25,7 @@ type h2peer struct {
 
 func (n *node) h2peer(t testing.TB) *h2peer {
 	t.Helper()
-	conn, err := tls.Dial("tcp", n.proxy, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // a test
+	conn, err := tls.Dial("tcp", n.proxy, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
