@@ -202,6 +202,26 @@ func TestTheLastResortIsNeverEjected(t *testing.T) {
 	}
 }
 
+func TestFaultsOfTheLastResortDoNotProlongItsEjection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := router.New(router.Options{Settings: router.Settings{EjectAfter: 2}})
+		s := newSession("a")
+		s.answer = refusing(tunnel.CodeServiceUnreachable)
+		r.Add("e", s, router.UpstreamOptions{})
+		for _, want := range []string{"10s", "20s"} { // only what comes after a period is a probe, and doubles it once
+			for range 50 {
+				if _, err := r.Open(t.Context(), tcpRequest("e")); err == nil {
+					t.Fatal("open worked")
+				}
+			}
+			if x, _ := r.Explain("e"); x.Upstreams[0].For != want {
+				t.Errorf("ejected for %q, want %s", x.Upstreams[0].For, want)
+			}
+			pass(10*time.Second + time.Millisecond)
+		}
+	})
+}
+
 func TestWhatTheProxyReportsEjects(t *testing.T) {
 	for name, tc := range map[string]struct {
 		end     func(*router.Stream)

@@ -23,7 +23,8 @@ type UpstreamOptions struct {
 //	   │                                             └────────────── fault: twice as long ───────────┘  │
 //	   └──────────────────────────────────────────────────────────── the service answers ───────────────┘
 //
-// An ejected upstream is used all the same when no other one is left.
+// An ejected upstream is used all the same when no other one is left. An answer brings it back then, too, and a fault
+// changes nothing: otherwise a service that is away for a second under load would be left out for minutes.
 type Upstream struct {
 	router   *Router
 	key      Key
@@ -39,6 +40,7 @@ type Upstream struct {
 	faults   atomic.Int32 // consecutive
 	ejected  atomic.Int32 // times in a row; doubles the period
 	until    atomic.Int64 // router time when an ejection ends; 0: healthy
+	halfOpen atomic.Bool  // a request probes after a period that is over; its fault doubles the next
 	removed  atomic.Bool
 	listed   atomic.Bool // the sweeper knows of it
 	pools    [2]pool     // by poolOf
@@ -125,15 +127,17 @@ func (u *Upstream) attempt(now time.Duration, lastResort bool) (probe, ok bool) 
 	switch {
 	case until == 0:
 		return false, true
-	case lastResort:
-		return true, true
 	case int64(now) < until:
-		return false, false
+		return lastResort, lastResort
 	}
 	// Whoever moves the end of the ejection on is the probe; if it ends without a verdict, the next one comes a period
 	// later.
 	next := int64(now + ejectPeriod(u.ejected.Load()))
-	return true, u.until.CompareAndSwap(until, next)
+	if u.until.CompareAndSwap(until, next) {
+		u.halfOpen.Store(true)
+		return true, true
+	}
+	return lastResort, lastResort
 }
 
 // answered is called when the service has sent its first byte to a probe.
@@ -157,8 +161,8 @@ func (u *Upstream) fault(probe bool) {
 		return
 	}
 	now := u.router.now()
-	if !probe && u.until.Load() > int64(now) {
-		return // one of the requests that were on their way when it was ejected
+	if u.until.Load() > int64(now) && !(probe && u.halfOpen.Swap(false)) {
+		return // on its way when the upstream was ejected, or sent to it as the last resort
 	}
 	u.until.Store(int64(now + ejectPeriod(u.ejected.Add(1)-1)))
 	u.router.metrics.ejections.Inc()
