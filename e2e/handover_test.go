@@ -191,7 +191,11 @@ func TestHandoverThatFailsChangesNothing(t *testing.T) {
 	program := filepath.Join(dir, "pikod")
 	install := func(content []byte) {
 		t.Helper()
-		if err := os.WriteFile(program+".new", content, 0o700); err != nil {
+		// Another test that forks in this moment would hold the file open for writing, and it could not be run.
+		syscall.ForkLock.RLock()
+		err := os.WriteFile(program+".new", content, 0o700)
+		syscall.ForkLock.RUnlock()
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Rename(program+".new", program); err != nil {
