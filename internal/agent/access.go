@@ -23,6 +23,40 @@ type recorder struct {
 	status int
 	bytes  int64
 	body   *requestBody // of the request, when it has to end before another one may follow; nil: it need not
+	hold   atomic.Bool  // the answer has no body, so that its head need not be sent before its end is known
+}
+
+type recorderKey struct{}
+
+// FlushError sends what was written. The head of an answer without a body goes out together with its end: the only HEADERS
+// of a failed call of gRPC has to end the stream, or the client misses the trailers.
+func (r *recorder) FlushError() error {
+	if r.hold.Load() {
+		return nil
+	}
+	return http.NewResponseController(r.ResponseWriter).Flush()
+}
+
+// holdEmpty tells the recorder of a request that its answer has no body.
+func holdEmpty(res *http.Response) error {
+	rec, ok := res.Request.Context().Value(recorderKey{}).(*recorder)
+	if ok && res.ContentLength == 0 && res.StatusCode != http.StatusSwitchingProtocols {
+		rec.hold.Store(true)
+		res.Body = &emptyBody{res.Body, rec}
+	}
+	return nil
+}
+
+// emptyBody ends the holding of the head. ReverseProxy closes it when it flushes no more but for trailers that have come.
+type emptyBody struct {
+	io.ReadCloser
+	rec *recorder
+}
+
+// Close implements io.Closer.
+func (b *emptyBody) Close() error {
+	b.rec.hold.Store(false)
+	return b.ReadCloser.Close()
 }
 
 // WriteHeader implements http.ResponseWriter.

@@ -57,12 +57,13 @@ type front struct {
 func (w *web) newFront(protocol string, errorLog *log.Logger) *front {
 	transport := newTransport(protocol, w.l.dial)
 	proxy := &httputil.ReverseProxy{
-		Rewrite:       w.rewrite,
-		Transport:     transport,
-		FlushInterval: -1,
-		BufferPool:    buffers{},
-		ErrorHandler:  w.broken,
-		ErrorLog:      errorLog,
+		Rewrite:        w.rewrite,
+		ModifyResponse: holdEmpty,
+		Transport:      transport,
+		FlushInterval:  -1,
+		BufferPool:     buffers{},
+		ErrorHandler:   w.broken,
+		ErrorLog:       errorLog,
 	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(protocol == tunnel.ProtocolHTTP)
@@ -196,7 +197,7 @@ func (w *web) handler(proxy http.Handler) http.Handler {
 				rw.Header().Set("Connection", "close")
 			}
 		}
-		proxy.ServeHTTP(rec, r)
+		proxy.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), recorderKey{}, rec)))
 	})
 }
 
