@@ -28,7 +28,7 @@ func diagnoseCommand() daemon.Command {
 			}
 			c, err := config.LoadAgent(env.ConfigFile(file))
 			if err == nil {
-				err = (&settings{c}).Check()
+				err = daemon.Loaded[config.Agent]{Values: c, Assemble: assemble}.Check()
 			}
 			if err != nil {
 				return env.Refuse(err)

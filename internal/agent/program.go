@@ -3,10 +3,6 @@ package agent
 import (
 	"context"
 	"flag"
-	"io"
-	"time"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/daemon"
@@ -32,14 +28,10 @@ func Program() daemon.Program {
 			if err != nil {
 				return nil, err
 			}
-			if url != "" {
-				over = append(over, config.Override{From: "--url", Key: "connect.url", Value: url})
-			}
-			if tokenFile != "" {
-				over = append(over, config.Override{From: "--token-file", Key: "connect.token_file", Value: tokenFile})
-			}
+			over = append(over, config.Connect(url, tokenFile)...)
 			c, err := config.LoadAgent(file, over...)
-			return &settings{c}, err // with an error, only to tell which files to watch
+			// With an error they only tell which files to watch.
+			return daemon.Loaded[config.Agent]{Values: c, Assemble: assemble}, err
 		},
 	}
 }
@@ -58,54 +50,23 @@ func overrides(args []string) ([]config.Override, error) {
 	return []config.Override{config.Offer(args[0], args[1], args[2])}, nil
 }
 
-// settings are the agent's settings as the shell sees them.
-type settings struct{ c config.Agent }
-
-func (s *settings) Log() config.Log { return s.c.Log }
-func (s *settings) Dump() string    { return s.c.Dump() }
-func (s *settings) Digest() string  { return s.c.Digest() }
-
-// Source tells where the settings came from.
-func (s *settings) Source() config.Source { return s.c.Source }
-
-// Changes returns what differs in other settings of the same program.
-func (s *settings) Changes(next daemon.Settings) []config.Change {
-	if n, ok := next.(*settings); ok {
-		return config.Diff(s.c, n.c)
-	}
-	return nil
-}
-
-// DrainLimit is how long a drain may take.
-func (s *settings) DrainLimit() time.Duration {
-	return time.Duration(s.c.DrainTimeout)
-}
-
-// Check builds everything that the settings describe, and throws it away.
-func (s *settings) Check() error {
-	quiet := logrus.New() // what there is to say is in the error
-	quiet.SetOutput(io.Discard)
-	_, err := New(s.c, Options{Log: quiet})
-	return s.c.Locate(err)
-}
-
-// Run implements daemon.Settings.
-func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
-	a, err := New(s.c, Options{
+// assemble builds an agent as the shell runs it.
+func assemble(c config.Agent, p *daemon.Process) (run func(context.Context) error, err error) {
+	a, err := New(c, Options{
 		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Status: p.Status, Listen: p.Listen,
 		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },
 	})
 	if err != nil {
-		return &daemon.SettingsError{Err: s.c.Locate(err)}
+		return nil, err
 	}
 	_, a.options.Succeeds = p.Predecessor()
+	a.options.Ready = func() {
+		p.Ready()
+		daemon.Takes(p, a.Prepare)
+	}
 	p.Alive(func(context.Context) error {
 		a.status()
 		return nil
 	})
-	a.options.Ready = func() {
-		p.Ready()
-		p.Reloads(reloader{a})
-	}
-	return a.Run(ctx)
+	return a.Run, nil
 }

@@ -25,7 +25,7 @@ func load(t *testing.T, file string, flags []string, args ...string) (config.Age
 	if err != nil {
 		return config.Agent{}, nil, err
 	}
-	return s.(*settings).c, s, nil
+	return s.(daemon.Loaded[config.Agent]).Values, s, nil
 }
 
 func TestShortForms(t *testing.T) {

@@ -12,19 +12,7 @@ import (
 	"github.com/pikoproxy/piko/internal/daemon"
 )
 
-// reloader lets the shell change the settings of an agent.
-type reloader struct{ a *Agent }
-
-// Prepare implements daemon.Reloader.
-func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Change, error) {
-	s, ok := next.(*settings)
-	if !ok {
-		return daemon.Change{}, errors.New("these are not settings of an agent")
-	}
-	return r.a.Prepare(s.c) //nolint:contextcheck // what is started belongs to Run, and not to the caller
-}
-
-// Prepare builds what the agent needs for other settings; see [daemon.Reloader]. What the change means for requests:
+// Prepare builds what the agent needs for other settings; see [daemon.Prepare]. What the change means for requests:
 //
 //	listener added     it is offered
 //	listener removed   it is withdrawn, and what runs finishes

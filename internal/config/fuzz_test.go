@@ -128,7 +128,7 @@ func (l *loader) loadText(text string, check func()) {
 }
 
 // again loads what was dumped and fails unless it is what the dump says.
-func again[S Pikod | Agent | Forward](t *testing.T, text string, check func(*loader, *S)) {
+func again[S Settings](t *testing.T, text string, check func(*loader, *S)) {
 	t.Helper()
 	into := defaults[S]()
 	l := newLoader(&into, func(string) (string, bool) { return "", false })
@@ -143,7 +143,7 @@ func again[S Pikod | Agent | Forward](t *testing.T, text string, check func(*loa
 	}
 }
 
-func defaults[S Pikod | Agent | Forward]() S {
+func defaults[S Settings]() S {
 	var s S
 	switch p := any(&s).(type) {
 	case *Pikod:

@@ -55,6 +55,18 @@ type Override struct {
 	Value any    // string, bool, int64, []any or map[string]any, as TOML would have it
 }
 
+// Connect returns the overrides behind --url and --token-file of agent and forwarder. Empty: the flag was not given.
+func Connect(url, tokenFile string) []Override {
+	var over []Override
+	if url != "" {
+		over = append(over, Override{From: "--url", Key: "connect.url", Value: url})
+	}
+	if tokenFile != "" {
+		over = append(over, Override{From: "--token-file", Key: "connect.token_file", Value: tokenFile})
+	}
+	return over
+}
+
 // Offer returns the override behind `piko-agent http ENDPOINT ADDR`: this listener instead of those of the files.
 func Offer(protocol, endpoint, addr string) Override {
 	return Override{From: "command line", Key: "listeners", Value: []any{
@@ -81,7 +93,7 @@ type loader struct {
 	partial bool          // a part of a file was left out, so rules about several keys would blame the wrong one
 }
 
-func newLoader[S Pikod | Agent | Forward](into *S, env func(string) (string, bool)) *loader {
+func newLoader[S Settings](into *S, env func(string) (string, bool)) *loader {
 	l := &loader{into: reflect.ValueOf(into).Elem()}
 	l.env, l.places = env, make(map[string]place)
 	for _, k := range Keys(*into) {

@@ -37,7 +37,7 @@ const (
 
 // Keys returns the keys of a settings struct in the order of its fields, each section before its keys, with the values
 // in settings as defaults.
-func Keys[S Pikod | Agent | Forward](settings S) []Key {
+func Keys[S Settings](settings S) []Key {
 	return keys(reflect.ValueOf(settings), "", true)
 }
 

@@ -118,7 +118,7 @@ type Change struct {
 
 // Diff returns what differs between two settings, in the order of the reference file. Secrets are compared too, and of
 // files that settings name, such as certificates, the content that they had when the settings were loaded.
-func Diff[S Pikod | Agent | Forward](old, now S) []Change {
+func Diff[S Settings](old, now S) []Change {
 	d := differ{sums: [2]*source{origin(old), origin(now)}}
 	d.table(reflect.ValueOf(old), reflect.ValueOf(now), "", true)
 	return d.changes

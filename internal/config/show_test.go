@@ -71,7 +71,7 @@ func TestDefaultsKeepTheRules(t *testing.T) {
 	}
 }
 
-func load[S Pikod | Agent | Forward](t *testing.T, loader func(string, ...Override) (S, error), text string) S {
+func load[S Settings](t *testing.T, loader func(string, ...Override) (S, error), text string) S {
 	t.Helper()
 	s, err := loader(write(t, t.TempDir(), "x.toml", text))
 	if err != nil {

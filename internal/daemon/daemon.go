@@ -23,7 +23,7 @@
 //
 // # Reload
 //
-// An assembly that calls [Process.Reloads] gets new settings while it runs, by the three steps of [Reloader] and
+// An assembly that calls [Process.Reloads] gets new settings while it runs, by the three steps of [Prepare] and
 // [Change]: prepare, which may fail and changes nothing; commit, which can't fail; retire. They are loaded at SIGHUP, when
 // somebody calls [Process.Reload] or runs the program with --reload, and when the content of a file changes that the
 // settings came from or name. What is wrong with them is logged, and everything stays as it is.

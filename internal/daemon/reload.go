@@ -15,14 +15,12 @@ import (
 	"github.com/pikoproxy/piko/internal/config"
 )
 
-// Reloader is a running assembly that takes new settings without a restart.
-type Reloader interface {
-	// Prepare builds everything that the next settings ask for and that can fail: it reads certificates and keys and binds
-	// new sockets, and changes nothing that is in use. The settings are of the program's own type and have been loaded and
-	// checked. With an error nothing is left of what it built. It is called by one goroutine, and what it returns is
-	// carried out before the next call.
-	Prepare(ctx context.Context, next Settings) (Change, error)
-}
+// Prepare is how a running assembly takes new settings without a restart. It builds everything that the next settings ask
+// for and that can fail: it reads certificates and keys and binds new sockets, and changes nothing that is in use. It
+// waits for nothing in the network, so it has no limit. The settings are of the program's own type and have been loaded.
+// With an error nothing is left of what it built. It is called by one goroutine, and what it returns is carried out before
+// the next call.
+type Prepare func(next Settings) (Change, error)
 
 // Change puts prepared settings into use. Either function may be nil.
 type Change struct {
@@ -33,9 +31,6 @@ type Change struct {
 	Retire func()
 }
 
-// prepareTimeout bounds Prepare, which touches no network; something would have to be wrong with a disk.
-const prepareTimeout = 30 * time.Second
-
 // readMost is how often files are read in one attempt whose every reading names other files.
 const readMost = 3
 
@@ -43,9 +38,9 @@ const readMost = 3
 var errNoReload = errors.New("the process is not running as a daemon, or about to stop: nothing was reloaded")
 
 // Reloads says that the assembly takes new settings from now on. Until then a reload waits. It is called once.
-func (p *Process) Reloads(r Reloader) {
+func (p *Process) Reloads(prepare Prepare) {
 	if p.reload != nil {
-		p.reload.assembly <- r
+		p.reload.assembly <- prepare
 	}
 }
 
@@ -107,14 +102,14 @@ type reloads struct {
 	origin
 	asks     chan chan<- error // those who wait for the outcome
 	hangup   chan os.Signal    // SIGHUP
-	assembly chan Reloader     // holds it until the loop takes it
+	assembly chan Prepare      // holds it until the loop takes it
 	ended    chan struct{}     // closed by run when it returns
 
 	// Of the goroutine of run.
-	reloader Reloader
-	current  Settings
-	files    []string // that may change: those of the current settings, and of the last that were refused
-	judged   fingerprint
+	prepare Prepare
+	current Settings
+	files   []string // that may change: those of the current settings, and of the last that were refused
+	judged  fingerprint
 
 	mu    sync.Mutex // guards the following
 	last  Outcome
@@ -125,7 +120,7 @@ func newReloads(p *Process, s Settings, from origin) *reloads {
 	r := &reloads{
 		p: p, origin: from, current: s, inUse: s,
 		asks: make(chan chan<- error), hangup: make(chan os.Signal, 1),
-		assembly: make(chan Reloader, 1), ended: make(chan struct{}),
+		assembly: make(chan Prepare, 1), ended: make(chan struct{}),
 	}
 	now := time.Now()
 	r.last = Outcome{Time: now, Succeeded: now, Digest: s.Digest()}
@@ -153,7 +148,7 @@ func (r *reloads) watched(s ...Settings) []string {
 func (r *reloads) run(ctx context.Context) {
 	defer close(r.ended)
 	select {
-	case r.reloader = <-r.assembly:
+	case r.prepare = <-r.assembly:
 	case <-ctx.Done():
 		return
 	}
@@ -169,10 +164,10 @@ func (r *reloads) run(ctx context.Context) {
 			return
 		case done := <-r.asks:
 			settle.end()
-			r.command(ctx, "request", r.gather(done))
+			r.command("request", r.gather(done))
 		case <-r.hangup:
 			settle.end()
-			r.command(ctx, "signal", r.gather(nil))
+			r.command("signal", r.gather(nil))
 		case e := <-eyes.events():
 			if !eyes.concerns(e) {
 				continue
@@ -184,7 +179,7 @@ func (r *reloads) run(ctx context.Context) {
 		case <-eyes.poll():
 			settle.begin()
 		case <-settle.timer.C:
-			r.settled(ctx, settle)
+			r.settled(settle)
 		}
 		eyes.watch(r.files)
 	}
@@ -207,10 +202,10 @@ func (r *reloads) gather(first chan<- error) []chan<- error {
 }
 
 // command reloads because somebody asked for it.
-func (r *reloads) command(ctx context.Context, trigger string, waiting []chan<- error) {
+func (r *reloads) command(trigger string, waiting []chan<- error) {
 	r.p.reloading()
 	next, err := r.read()
-	err = r.conclude(ctx, trigger, next, err)
+	err = r.conclude(trigger, next, err)
 	for _, done := range waiting {
 		done <- err
 	}
@@ -218,7 +213,7 @@ func (r *reloads) command(ctx context.Context, trigger string, waiting []chan<- 
 
 // settled is called when files may have changed and then had some time. It reloads when they have changed, have not
 // changed further meanwhile, and make sense; what makes none gets some more time, since somebody may be at writing it.
-func (r *reloads) settled(ctx context.Context, settle *settler) {
+func (r *reloads) settled(settle *settler) {
 	now := look(r.files)
 	if now.sum == r.judged.sum {
 		settle.end()
@@ -241,7 +236,7 @@ func (r *reloads) settled(ctx context.Context, settle *settler) {
 		return // a comment, or the order of keys
 	}
 	r.p.reloading()
-	_ = r.conclude(ctx, "file", next, err) // logged; there is nobody else to tell
+	_ = r.conclude("file", next, err) // logged; there is nobody else to tell
 }
 
 // emptied refuses a settings file that has become empty, unless somebody asks for a reload: more likely than that all
@@ -287,10 +282,10 @@ func (r *reloads) loadFile() (Settings, error) {
 }
 
 // conclude puts settings into use, or finds out why not, and tells everybody.
-func (r *reloads) conclude(ctx context.Context, trigger string, next Settings, err error) error {
+func (r *reloads) conclude(trigger string, next Settings, err error) error {
 	var changed []string
 	if err == nil {
-		changed, err = r.apply(ctx, next)
+		changed, err = r.apply(next)
 	}
 	if err != nil {
 		r.refused(trigger, err)
@@ -331,7 +326,7 @@ func (r *reloads) refused(trigger string, err error) {
 }
 
 // apply prepares, commits and retires, and returns the keys that changed. With an error nothing has changed.
-func (r *reloads) apply(ctx context.Context, next Settings) ([]string, error) {
+func (r *reloads) apply(next Settings) ([]string, error) {
 	changes := r.current.Changes(next)
 	if err := restarts(changes); err != nil {
 		return nil, next.Source().Locate(err)
@@ -342,9 +337,7 @@ func (r *reloads) apply(ctx context.Context, next Settings) ([]string, error) {
 	if len(changes) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
-	defer cancel()
-	change, err := r.reloader.Prepare(ctx, next)
+	change, err := r.prepare(next)
 	if err != nil {
 		return nil, next.Source().Locate(err)
 	}

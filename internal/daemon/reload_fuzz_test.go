@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -32,11 +31,11 @@ func FuzzReload(f *testing.F) {
 		first, err := load(file)
 		do(t, err)
 		r := newReloads(NewProcess("pikotestd", "1", log), first, origin{file: file, load: load})
-		r.p.reload, r.reloader = r, l
+		r.p.reload, r.prepare = r, l.Prepare
 		l.inUse = first.(*node)
 
 		do(t, os.WriteFile(file, []byte(text), 0o600))
-		r.command(context.Background(), "fuzz", nil)
+		r.command("fuzz", nil)
 		outcome := r.p.LastReload()
 		want := first.Digest()
 		if len(outcome.Problems) == 0 {
@@ -48,7 +47,7 @@ func FuzzReload(f *testing.F) {
 			t.Errorf("settings in use are %s, told are %s, want %s; %q", have, outcome.Digest, want, outcome.Problems)
 		}
 		write(t, file, drainOf("10s"))
-		r.command(context.Background(), "fuzz", nil)
+		r.command("fuzz", nil)
 		if outcome := r.p.LastReload(); len(outcome.Problems) > 0 || l.drain() != "10s" {
 			t.Errorf("not healed: %q", outcome.Problems)
 		}

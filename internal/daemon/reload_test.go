@@ -41,7 +41,7 @@ func (n *node) Run(ctx context.Context, p *Process) error {
 	n.life.process <- p
 	p.Ready()
 	p.Status("1 endpoint")
-	p.Reloads(n.life)
+	p.Reloads(n.life.Prepare)
 	<-ctx.Done()
 	return nil
 }
@@ -60,7 +60,7 @@ type life struct {
 	retired int
 }
 
-func (l *life) Prepare(_ context.Context, next Settings) (Change, error) {
+func (l *life) Prepare(next Settings) (Change, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refuse != nil {

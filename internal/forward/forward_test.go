@@ -373,7 +373,7 @@ func TestShortForm(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		got := s.(*settings).c
+		got := s.(daemon.Loaded[config.Forward]).Values
 		if len(got.Forwards) != 1 || string(got.Forwards[0].Listen) != c.listen || got.Connect.URL != "http://piko.test:8000" {
 			t.Errorf("%q gives %+v", c.args, got.Forwards)
 		}

@@ -3,10 +3,6 @@ package forward
 import (
 	"context"
 	"flag"
-	"io"
-	"time"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/daemon"
@@ -32,65 +28,30 @@ func Program() daemon.Program {
 			default:
 				return nil, daemon.Usagef("want ADDR and ENDPOINT, have %d arguments", len(args))
 			}
-			if url != "" {
-				over = append(over, config.Override{From: "--url", Key: "connect.url", Value: url})
-			}
-			if tokenFile != "" {
-				over = append(over, config.Override{From: "--token-file", Key: "connect.token_file", Value: tokenFile})
-			}
+			over = append(over, config.Connect(url, tokenFile)...)
 			c, err := config.LoadForward(file, over...)
-			return &settings{c}, err // with an error, only to tell which files to watch
+			// With an error they only tell which files to watch.
+			return daemon.Loaded[config.Forward]{Values: c, Assemble: assemble}, err
 		},
 	}
 }
 
-// settings are the forwarder's settings as the shell sees them.
-type settings struct{ c config.Forward }
-
-func (s *settings) Log() config.Log { return s.c.Log }
-func (s *settings) Dump() string    { return s.c.Dump() }
-func (s *settings) Digest() string  { return s.c.Digest() }
-
-// Source tells where the settings came from.
-func (s *settings) Source() config.Source { return s.c.Source }
-
-// Changes returns what differs in other settings of the same program.
-func (s *settings) Changes(next daemon.Settings) []config.Change {
-	if n, ok := next.(*settings); ok {
-		return config.Diff(s.c, n.c)
-	}
-	return nil
-}
-
-// DrainLimit is how long a drain may take.
-func (s *settings) DrainLimit() time.Duration {
-	return time.Duration(s.c.DrainTimeout)
-}
-
-// Check builds everything that the settings describe, and throws it away.
-func (s *settings) Check() error {
-	quiet := logrus.New() // what there is to say is in the error
-	quiet.SetOutput(io.Discard)
-	_, err := New(s.c, Options{Log: quiet})
-	return s.c.Locate(err)
-}
-
-// Run implements daemon.Settings.
-func (s *settings) Run(ctx context.Context, p *daemon.Process) error {
-	f, err := New(s.c, Options{
+// assemble builds a forwarder as the shell runs it.
+func assemble(c config.Forward, p *daemon.Process) (run func(context.Context) error, err error) {
+	f, err := New(c, Options{
 		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Status: p.Status, Listen: p.Listen,
 		Collector: p.Collector(), Reload: p.Reload, Reloaded: func() any { return p.LastReload() },
 	})
 	if err != nil {
-		return &daemon.SettingsError{Err: s.c.Locate(err)}
+		return nil, err
+	}
+	f.options.Ready = func() {
+		p.Ready()
+		daemon.Takes(p, f.Prepare)
 	}
 	p.Alive(func(context.Context) error {
 		f.status()
 		return nil
 	})
-	f.options.Ready = func() {
-		p.Ready()
-		p.Reloads(reloader{f})
-	}
-	return f.Run(ctx)
+	return f.Run, nil
 }

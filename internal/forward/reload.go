@@ -2,26 +2,13 @@ package forward
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/daemon"
 )
 
-// reloader lets the shell change the settings of a forwarder.
-type reloader struct{ f *Forwarder }
-
-// Prepare implements daemon.Reloader.
-func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Change, error) {
-	s, ok := next.(*settings)
-	if !ok {
-		return daemon.Change{}, errors.New("these are not settings of a forwarder")
-	}
-	return r.f.Prepare(s.c) //nolint:contextcheck // what is started belongs to Run, and not to the caller
-}
-
-// Prepare builds what the forwarder needs for other settings, and opens the listeners that are new; see [daemon.Reloader].
+// Prepare builds what the forwarder needs for other settings, and opens the listeners that are new; see [daemon.Prepare].
 // A forward that is removed takes nothing new, and its connections finish. One that leads to another endpoint keeps its
 // listener, and a connection that is open stays where it is, as it does when the server is another. Problems are like those
 // of [New] and [Forwarder.Run].

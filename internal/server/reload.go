@@ -15,19 +15,7 @@ import (
 	"github.com/pikoproxy/piko/internal/tlsconf"
 )
 
-// reloader lets the shell change the settings of a node.
-type reloader struct{ s *Server }
-
-// Prepare implements daemon.Reloader.
-func (r reloader) Prepare(_ context.Context, next daemon.Settings) (daemon.Change, error) {
-	n, ok := next.(*settings)
-	if !ok {
-		return daemon.Change{}, errors.New("these are not settings of a node")
-	}
-	return r.s.Prepare(n.c) //nolint:contextcheck // what is started belongs to Run, and not to the caller
-}
-
-// Prepare builds what the node needs for other settings; see [daemon.Reloader].
+// Prepare builds what the node needs for other settings; see [daemon.Prepare].
 //
 //	certificates, CAs, keys     hold for handshakes and requests from then on
 //	limits, timeouts, balance   likewise; limits of the proxy's connections for those accepted from then on
