@@ -99,18 +99,20 @@ func (r *Router) Open(ctx context.Context, req Request) (*Stream, error) {
 // choose returns the upstream to ask next, and whether the request decides about its ejection.
 func (r *Router) choose(c *chooser, key Key) (u *Upstream, probe bool) {
 	e, snap := r.lookup(key)
-	if snap == nil {
-		return nil, false
-	}
-	for {
+	for snap != nil {
 		u, lastResort := c.pick(e, snap)
 		if u == nil {
-			return nil, false
+			before := snap
+			if e, snap = r.lookup(key); snap == before {
+				return nil, false
+			}
+			continue // who left while this one looked may have been followed by another
 		}
 		if probe, ok := u.attempt(c.now, lastResort); ok {
 			return u, probe
 		}
 	}
+	return nil, false
 }
 
 // open takes an idle stream of the upstream or opens a new one.
@@ -203,6 +205,9 @@ func (r *Router) moving(key Key, c *chooser) bool {
 	}
 	lately := len(snap.all) == 0
 	for _, u := range snap.all {
+		if c.usable(u) {
+			return true // it has just come or come back: who waits finds it at once
+		}
 		// One that stays and merely can't be used, by its protocol or because it was tried before, is no reason to wait.
 		if !u.gone() && !slices.Contains(c.tried, u) {
 			return false

@@ -92,19 +92,17 @@ func (r *Router) entry(key Key) *entry {
 	sh := r.shardOf(key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	e := sh.entries[key]
-	if e == nil {
-		e = newEntry()
-		sh.entries[key] = e
-	}
-	return e
+	return sh.entryLocked(key)
 }
+
+// elsewhere reports whether another node holds a key.
+func (r *Router) elsewhere(key Key) bool { return r.remotes != nil && len(r.remotes.Lookup(key)) > 0 }
 
 // Held tells that another node holds a key that none held before, so that requests that wait for it go on.
 func (r *Router) Held(key Key) {
 	sh := r.shardOf(key)
 	sh.mu.Lock()
-	if e := sh.entries[key]; e != nil {
+	if e := sh.entries[key]; e != nil && r.elsewhere(key) { // else it has been lost again, and Lost was faster
 		e.left.Store(0)
 	}
 	wake := sh.takeWaiterLocked(key)
@@ -116,8 +114,16 @@ func (r *Router) Held(key Key) {
 
 // Lost tells that no other node holds a key any more: it may be moving.
 func (r *Router) Lost(key Key) {
-	e := r.entry(key)
-	if len(e.upstreams.Load().all) == 0 {
+	sh := r.shardOf(key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	r.abandonedLocked(key, sh.entryLocked(key))
+}
+
+// abandonedLocked notes when an endpoint has left, unless it is still here or at another node: an agent may have come, or a
+// node, since whoever calls was told to. The caller holds the shard's lock.
+func (r *Router) abandonedLocked(key Key, e *entry) {
+	if len(e.upstreams.Load().all) == 0 && !r.elsewhere(key) {
 		e.left.Store(int64(max(r.now(), 1)))
 	}
 }

@@ -22,7 +22,7 @@ type entry struct {
 	upstreams atomic.Pointer[snapshot] // on this node; never nil
 	joined    atomic.Pointer[snapshot] // with those on other nodes; nil until a request needed it
 	wanted    atomic.Bool              // by a request, since the last reap
-	left      atomic.Int64             // router time when the last upstream went; 0 while there is one
+	left      atomic.Int64             // router time when the last upstream went; 0 while there is one, here or elsewhere
 	turn      atomic.Int64
 }
 
@@ -42,6 +42,16 @@ type snapshot struct {
 	base    *snapshot
 	holders []cluster.Holder
 	distant int
+}
+
+// entryLocked returns the entry of a key, made if there is none. The caller holds the lock.
+func (sh *shard) entryLocked(key Key) *entry {
+	e := sh.entries[key]
+	if e == nil {
+		e = newEntry()
+		sh.entries[key] = e
+	}
+	return e
 }
 
 func (r *Router) shardOf(key Key) *shard {
@@ -70,11 +80,7 @@ func (r *Router) lookup(key Key) (*entry, *snapshot) {
 func (r *Router) Add(key Key, s Session, o UpstreamOptions) *Upstream {
 	sh := r.shardOf(key)
 	sh.mu.Lock()
-	e := sh.entries[key]
-	if e == nil {
-		e = newEntry()
-		sh.entries[key] = e
-	}
+	e := sh.entryLocked(key)
 	old := e.upstreams.Load().all
 	var replaced *Upstream
 	if i := slices.IndexFunc(old, func(u *Upstream) bool { return u.session == s }); i >= 0 {
@@ -169,9 +175,7 @@ func (r *Router) detach(u *Upstream) {
 			rest := slices.Concat(all[:i], all[i+1:])
 			r.held(u.key, -u.weight.Load())
 			e.upstreams.Store(newSnapshot(rest))
-			if len(rest) == 0 {
-				e.left.Store(int64(max(r.now(), 1)))
-			}
+			r.abandonedLocked(u.key, e)
 		}
 	}
 	sh.mu.Unlock()
@@ -269,7 +273,7 @@ func (r *Router) reap() {
 		sh := &r.shards[i]
 		sh.mu.Lock()
 		for key, e := range sh.entries {
-			if left := e.left.Load(); left != 0 && left < horizon {
+			if left := e.left.Load(); left != 0 && left < horizon && len(e.upstreams.Load().all) == 0 {
 				delete(sh.entries, key)
 			}
 		}
