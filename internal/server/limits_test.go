@@ -297,3 +297,33 @@ func TestSessionsOverALimitAreRefused(t *testing.T) {
 	n.wantRejected(t, "upstream", "auth_rate", "1")
 	dial("s9", "", "") // a good one is taken all the same
 }
+
+// What a session asks for while it breaks is asked by nobody: it takes no room.
+func TestASessionThatBreaksWhileItOffersLeavesNothingBehind(t *testing.T) {
+	const most = 3
+	n := start(t, func(c *config.Pikod) { c.Upstream.Limits.MaxSessionsPerEndpoint = most })
+	names := make([]string, 64)
+	for i := range names {
+		names[i] = fmt.Sprint("e", i)
+	}
+	for range 10 * most {
+		a, err := n.dial("a", "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			_ = a.Send("listen", tunnel.Listen{Endpoint: name, Protocol: tunnel.ProtocolHTTP})
+		}
+		_ = a.CloseNow(nil)
+	}
+	n.wantSessions(0)
+	last, err := n.dial("a", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		eventually(t, "room for one more session that offers "+name, func() bool {
+			return last.tryListen(tunnel.Listen{Endpoint: name, Protocol: tunnel.ProtocolHTTP}) == nil
+		})
+	}
+}

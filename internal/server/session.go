@@ -29,8 +29,9 @@ type session struct {
 	ended    bool        // guarded by the lock of the set
 	renewing atomic.Bool
 
-	mu        sync.Mutex // guards endpoints; held by the control goroutine and by status requests only
+	mu        sync.Mutex // guards the following; held by the control goroutine and by status requests only
 	endpoints map[string]router.Key
+	over      bool // nothing is offered any more
 }
 
 func newSession(id *auth.Identity) *session {
@@ -58,11 +59,15 @@ func (x *session) announce(log logrus.FieldLogger) {
 }
 
 // offer notes that the session offers an endpoint, unless it offers as many as it may. limit below 1 means none. It also
-// reports whether the endpoint is a new one.
+// reports whether the endpoint is a new one. To a session that has ended nothing is new: messages that had come before its
+// end may still be read.
 func (x *session) offer(name string, key router.Key, limit int) (fresh, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	_, again := x.endpoints[name]
+	if x.over {
+		return false, true
+	}
 	if !again && limit > 0 && len(x.endpoints) >= limit {
 		return false, false
 	}
@@ -73,12 +78,12 @@ func (x *session) offer(name string, key router.Key, limit int) (fresh, ok bool)
 	return !again, true
 }
 
-// end forgets all endpoints and returns their keys.
+// end forgets all endpoints, for good, and returns their keys.
 func (x *session) end() []router.Key {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	keys := slices.Collect(maps.Values(x.endpoints))
-	x.endpoints = nil
+	x.endpoints, x.over = nil, true
 	return keys
 }
 
