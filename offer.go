@@ -32,10 +32,14 @@ func (p *pool) wantedLocked(k *link, endpoint string) *Listener {
 	return l
 }
 
-// takenBack is called when a node withdraws what it had accepted. It is offered again, after the pause of a refusal.
+// takenBack is called when a node withdraws what it had accepted. It is offered again, after the pause of a refusal. A node may
+// also say so before the link has been claimed, when there is nothing to take back.
 func (p *pool) takenBack(k *link, endpoint string, cause *tunnel.RefusedError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if _, claimed := p.links[k]; !claimed {
+		return
+	}
 	k.back[endpoint] = &RefusedError{Endpoint: endpoint, Code: cause.Code, Reason: cause.Reason}
 	if !k.busy[endpoint] {
 		k.busy[endpoint] = true
