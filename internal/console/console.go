@@ -51,6 +51,7 @@ type Console struct {
 	o        Options
 	refusals *rate.Limiter // lines of the log about operators who were refused
 	gate     *limit.Gate
+	guests   *tlsconf.Guests
 	server   *http.Server
 	face     atomic.Pointer[face]
 	work     sync.WaitGroup // goroutines of Run
@@ -81,11 +82,19 @@ func New(c config.Admin, show admin.Options, o Options) (*Console, error) {
 	}
 	x.face.Store(f)
 	x.gate = limit.NewGate(limit.Admin, gateSettings(c), limit.NewReporter(o.Log, nil), nil)
+	x.guests = tlsconf.NewGuests(x.tls, func(why error, remote string) {
+		if x.refusals.Allow() {
+			x.o.Log.WithFields(logrus.Fields{"remote": remote, "err": why}).Warn("operator's connection ends")
+		}
+	})
 	x.server = admin.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x.face.Load().handler.ServeHTTP(w, r)
 	}), o.ErrorLog)
 	return x, nil
 }
+
+// tls is what the listener speaks at the moment; nil: plain text.
+func (x *Console) tls() *tls.Config { return x.face.Load().tls }
 
 func gateSettings(c config.Admin) limit.GateSettings {
 	return limit.GateSettings{
@@ -98,6 +107,7 @@ func (x *Console) newFace(c config.Admin) (*face, error) {
 	f := &face{settings: c, stop: func() {}}
 	var errs [2]error
 	f.tls, errs[0] = tlsconf.Server("admin.tls", c.TLS, "h2", "http/1.1")
+	f.tls = tlsconf.Remembering(f.tls)
 	var previous *auth.Verifier
 	if old := x.face.Load(); old != nil {
 		previous = old.operator
@@ -179,7 +189,7 @@ func (x *Console) open(c config.Admin, explicit bool) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the admin listener: %w", err)
 	}
-	return tlsconf.Listener(x.gate.Listen(ln), func() *tls.Config { return x.face.Load().tls }), nil
+	return tlsconf.Listener(x.guests.Listen(x.gate.Listen(ln)), x.tls), nil
 }
 
 // Addr returns the address of the socket after Listen; nil when there is none.
@@ -235,6 +245,7 @@ func (x *Console) Prepare(c config.Admin, explicit bool) (commit, retire func(),
 	}
 	retire = func() {
 		old.stop()
+		x.guests.Sweep(time.Now())
 		if gone != nil {
 			_ = gone.Close() // its connections are the server's
 		}
@@ -284,6 +295,9 @@ func (x *Console) Run(ctx context.Context) error {
 	x.beginLocked(x.face.Load()) //nolint:contextcheck // it takes the context of Run, which this is
 	x.serveLocked()
 	x.mu.Unlock()
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	x.work.Go(func() { _ = x.guests.Run(watching) }) // always nil
 	var err error
 	select {
 	case <-ctx.Done():
@@ -297,6 +311,7 @@ func (x *Console) Run(ctx context.Context) error {
 	if x.server.Shutdown(last) != nil {
 		_ = x.server.Close() // a scrape or profile that would not end
 	}
+	stop()
 	x.work.Wait()
 	return err
 }

@@ -4,12 +4,18 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +38,12 @@ func options() Options {
 // start runs a console until the test ends.
 func start(t *testing.T, c config.Admin, show admin.Options) string {
 	t.Helper()
+	_, addr := startConsole(t, c, show)
+	return addr
+}
+
+func startConsole(t *testing.T, c config.Admin, show admin.Options) (*Console, string) {
+	t.Helper()
 	x, err := New(c, show, options())
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +60,7 @@ func start(t *testing.T, c config.Admin, show admin.Options) string {
 			t.Error(err)
 		}
 	})
-	return "http://" + x.Addr().String()
+	return x, "http://" + x.Addr().String()
 }
 
 func get(t *testing.T, url, token string) (int, string) {
@@ -203,5 +215,46 @@ func TestBadKeysAndCertificatesAreFoundBeforeAnySocketOpens(t *testing.T) {
 	_, err := New(c, admin.Options{}, options())
 	if err == nil || !strings.Contains(err.Error(), "admin.tls") || !strings.Contains(err.Error(), "admin.auth") {
 		t.Errorf("New gives %v", err)
+	}
+}
+
+func TestAnOperatorWithoutACertificateGoesWhenOneIsAskedFor(t *testing.T) {
+	server := httptest.NewTLSServer(nil) // for its certificate
+	server.Close()
+	pair := server.TLS.Certificates[0]
+	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...)
+	file := config.File(filepath.Join(t.TempDir(), "pair.pem"))
+	if err := os.WriteFile(string(file), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := config.DefaultAgent().Admin
+	c.Listen, c.TLS.Cert, c.TLS.Key = "127.0.0.1:0", file, file
+	x, addr := startConsole(t, c, admin.Options{})
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(addr, "http://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	c.TLS.ClientCA = file
+	commit, retire, err := x.Prepare(c, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit()
+	retire()
+	if _, err := io.Copy(io.Discard, conn); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection ends with %v, want it broken off", err)
 	}
 }

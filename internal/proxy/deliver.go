@@ -168,9 +168,9 @@ func (x *exchange) finalFields(h http.Header) {
 	if x.head.status == http.StatusUpgradeRequired && isProtocolList(x.head.upgrade) {
 		h["Upgrade"], h["Connection"] = []string{x.head.upgrade}, []string{"Upgrade"}
 	}
-	if x.server.draining.Load() && h["Connection"] != nil {
+	if parting := x.parting(); parting && h["Connection"] != nil {
 		h["Connection"] = []string{"Upgrade, close"}
-	} else if x.server.draining.Load() {
+	} else if parting {
 		h["Connection"] = []string{"close"}
 	}
 	if !x.bodyEnded() {

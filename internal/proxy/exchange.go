@@ -285,7 +285,7 @@ func (x *exchange) gotHead(s *router.Stream) {
 func (x *exchange) refuse(f fault.Fault, err error) {
 	x.record.fail(f, err)
 	h := x.w.Header()
-	if x.server.draining.Load() {
+	if x.parting() {
 		h.Set("Connection", "close")
 	}
 	if x.r.ProtoMajor == 1 && x.body != noBody && !x.bodyEnded() {

@@ -211,6 +211,7 @@ type lifeOf struct {
 	window   atomic.Int64 // number of the span of time that the following are about
 	asked    atomic.Int64
 	resets   atomic.Int64
+	leaving  leaver
 	luck     float64 // -1 to 1, so that connections made at one time do not end at one time
 }
 
@@ -224,7 +225,7 @@ const (
 
 // connContext is told by net/http of each connection.
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	l := &lifeOf{conn: c, since: time.Now()}
+	l := &lifeOf{conn: c, since: time.Now(), leaving: leaverOf(c)}
 	l.luck = float64(l.since.UnixNano()%2001)/1000 - 1
 	return context.WithValue(guard.With(ctx, c), lifeKey{}, l)
 }
@@ -274,7 +275,7 @@ func (x *exchange) outlived() bool {
 	}
 	l.asked.Add(1)
 	n := l.requests.Add(1)
-	if most := x.settings.MaxRequests; most > 0 && n >= int64(most) {
+	if most := x.settings.MaxRequests; most > 0 && n >= int64(most) || l.leaving.ending() {
 		return true
 	}
 	age := x.settings.MaxAge

@@ -25,15 +25,16 @@ import (
 // Nothing here decides about a request. Where its head ends and what its fields are, package guard has said; what is to
 // be done with it, exchange says, for these as for all others.
 type plainConn struct {
-	front  *front
-	server *Server
-	conn   net.Conn // as it was accepted
-	guard  *guard.Conn
-	below  net.Conn // what is written to
-	client string
-	peer   netip.Addr // invalid for a client on a Unix socket
-	ctx    context.Context
-	cancel context.CancelFunc
+	front   *front
+	server  *Server
+	conn    net.Conn // as it was accepted
+	guard   *guard.Conn
+	below   net.Conn // what is written to
+	leaving leaver
+	client  string
+	peer    netip.Addr // invalid for a client on a Unix socket
+	ctx     context.Context
+	cancel  context.CancelFunc
 
 	request *http.Request
 	url     url.URL
@@ -55,6 +56,7 @@ type spelling struct{ raw, canonical string }
 
 func newPlainConn(f *front, conn net.Conn) *plainConn {
 	c := &plainConn{front: f, server: f.server, conn: conn, guard: guard.Of(conn), client: conn.RemoteAddr().String(), born: time.Now()}
+	c.leaving = leaverOf(conn)
 	c.peer = addrOf(c.client)
 	c.below = c.guard.NetConn()
 	if b, ok := c.below.(interface{ Bare() net.Conn }); ok {
@@ -107,6 +109,9 @@ func (c *plainConn) serve() {
 	_ = c.conn.Close()
 	c.front.conns.done()
 }
+
+// last reports whether an answer is the last one of the connection.
+func (c *plainConn) last() bool { return c.front.last() || c.leaving.ending() }
 
 // rest prepares the wait for a request, and reports false when none is wanted.
 func (c *plainConn) rest(timeout time.Duration) bool {

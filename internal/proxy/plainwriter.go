@@ -72,7 +72,7 @@ func (w *plainWriter) WriteHeader(status int) {
 	}
 	w.wrote = true
 	w.bare = w.c.request.Method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified
-	w.close = w.close || w.c.front.last() || slices.Contains(w.header["Connection"], "close")
+	w.close = w.close || w.c.last() || slices.Contains(w.header["Connection"], "close")
 	if w.c.guard.Left() > 0 && !w.close {
 		w.close = !w.c.discardBody() // what is left of the body must not be taken for the next request
 	}
@@ -114,7 +114,7 @@ func (w *plainWriter) respond(x *exchange) {
 	w.wrote = true
 	w.bare = h.framing == noBody
 	// What the client has not sent of its request can't be told from the next one.
-	w.close = w.close || w.c.front.last() || !x.bodyEnded()
+	w.close = w.close || w.c.last() || !x.bodyEnded()
 	w.buf = appendStatus(w.buf, h.status)
 	dated := false
 	for _, f := range h.fields {

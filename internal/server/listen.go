@@ -77,7 +77,7 @@ func (s *Server) secure(settings *config.Pikod) (map[string]*tls.Config, error) 
 		case err != nil:
 			errs = append(errs, err)
 		case c != nil || settings.ACME.Serves(w.name):
-			all[w.name] = s.withACME(settings, w, c)
+			all[w.name] = tlsconf.Remembering(s.withACME(settings, w, c))
 		case w.tls.Enabled():
 			// A listener must never fall back to plain text behind the operator's back.
 			errs = append(errs, config.Problem{

@@ -113,11 +113,15 @@ func (s *Server) proxyTLS(n *live) *tls.Config {
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: conf.NextProtos,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			if current := s.now().tls[proxyListener]; current != nil {
-				return current, nil
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			current := s.now().tls[proxyListener]
+			if current == nil {
+				current = conf // TLS has been switched off, and this listener is about to be closed
 			}
-			return conf, nil // TLS has been switched off, and this listener is about to be closed
+			if one, err := current.GetConfigForClient(hello); one != nil || err != nil {
+				return one, err
+			}
+			return current, nil
 		},
 	}
 }

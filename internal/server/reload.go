@@ -22,6 +22,7 @@ import (
 //	address of a listener       the new one is bound before the old one is closed; connections through that live on
 //	key or tenant removed       what its tokens have begun ends as if they had expired
 //	token on a deny list        what it has begun ends at once
+//	client CA removed           likewise within some seconds, which is time to finish or to connect anew
 func (s *Server) Prepare(next config.Pikod) (daemon.Change, error) {
 	old := s.now()
 	n, err := s.newLive(next)
@@ -152,6 +153,9 @@ func (s *Server) endUseless() {
 	s.mu.Unlock()
 	s.sessions.judge(life, s)
 	s.leases.Sweep()
+	for _, guests := range s.guests {
+		guests.Sweep(time.Now())
+	}
 }
 
 // routing is what the settings say about the choice of upstreams.

@@ -41,6 +41,9 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.limits.memory.Run(life) })
 	group.Go(func() error { return s.sessions.expire(life, s) })
 	group.Go(func() error { return s.leases.Run(life) })
+	for _, guests := range s.guests {
+		group.Go(func() error { return guests.Run(life) })
+	}
 	group.Go(func() error { return s.vigil.run(life) })
 	group.Go(func() error { return s.summarize(life) })
 	group.Go(func() error { return s.acme.Run(life) })
@@ -114,6 +117,7 @@ func (s *Server) serve(life context.Context, name string, l net.Listener) error 
 	if gate := s.limits.gates[name]; gate != nil {
 		l = gate.Listen(l)
 	}
+	l = s.watched(name, l)
 	switch name { // the others put TLS and a guard on themselves
 	case upstreamListener:
 		l = s.guarded(name, l, s.upstream)

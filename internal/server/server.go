@@ -39,6 +39,7 @@ import (
 	"github.com/pikoproxy/piko/internal/daemon"
 	"github.com/pikoproxy/piko/internal/proxy"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tlsconf"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -106,6 +107,7 @@ type Server struct {
 	console  atomic.Pointer[http.Handler] // of admin
 	sessions *sessions
 	leases   *auth.Leases // of clients
+	guests   map[string]*tlsconf.Guests
 	limits   *limits
 	tally    *tally
 	vigil    *vigil
@@ -147,6 +149,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions, s.vigil = newSessions(c.Upstream.MaxSessions), newVigil(s)
 	s.leases = auth.NewLeases(func(id *auth.Identity) error { return s.now().clients.Judge(id) })
+	s.guests = newGuests(s)
 	s.metrics = newMetrics(s)
 	options := router.Options{Registerer: s.registry, Settings: routing(&c)}
 	if len(c.Consul.Address) > 0 {

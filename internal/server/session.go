@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"maps"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tlsconf"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -24,6 +26,7 @@ type session struct {
 	identity atomic.Pointer[auth.Identity]
 	tenant   string // of the identity; a renewal can't change it
 	holder   holder // whose account it is on
+	vouched  *tlsconf.Vouched
 	expired  atomic.Bool
 	useful   atomic.Bool // has offered something
 	ended    bool        // guarded by the lock of the set
@@ -34,8 +37,8 @@ type session struct {
 	over      bool // nothing is offered any more
 }
 
-func newSession(id *auth.Identity) *session {
-	x := &session{since: time.Now()}
+func newSession(id *auth.Identity, s *tls.ConnectionState) *session {
+	x := &session{since: time.Now(), vouched: tlsconf.VouchedFor(s)}
 	x.identity.Store(id)
 	if id != nil {
 		x.tenant = id.Tenant

@@ -12,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/tlsconf"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -177,7 +178,7 @@ func (ss *sessions) shutdown(ctx context.Context) int {
 	return int(cut.Load())
 }
 
-// expire ends sessions whose token is good for nothing any more. One sweep for all is cheaper than a timer for each.
+// expire ends sessions whose token or certificate is good for nothing any more. One sweep for all is cheaper than a timer for each.
 func (ss *sessions) expire(ctx context.Context, s *Server) error {
 	tick := time.NewTicker(expirySweep)
 	defer tick.Stop()
@@ -191,18 +192,24 @@ func (ss *sessions) expire(ctx context.Context, s *Server) error {
 	}
 }
 
-// judge begins the end of sessions whose token is good for nothing any more.
+// judge begins the end of sessions whose token or certificate is good for nothing any more.
 func (ss *sessions) judge(ctx context.Context, s *Server) {
-	agents := &s.now().agents
+	now, at := s.now(), time.Now()
 	for _, x := range ss.list() {
-		why := agents.Judge(x.identity.Load())
+		why := now.agents.Judge(x.identity.Load())
+		if why == nil {
+			why = x.vouched.Judge(now.tls[upstreamListener], at)
+		}
 		if why == nil || x.expired.Swap(true) {
 			continue
 		}
 		s.o.Log.WithFields(x.fields()).WithError(why).Info("session ends: it would not be accepted any more")
 		grace := expiryDrain
-		if errors.Is(why, auth.ErrRevoked) {
+		switch {
+		case errors.Is(why, auth.ErrRevoked):
 			grace = revokeDrain
+		case errors.Is(why, tlsconf.ErrCertificateRefused):
+			grace = tlsconf.GuestGrace
 		}
 		ss.spawn(func() { s.retire(ctx, x, why.Error(), grace) })
 	}

@@ -22,13 +22,19 @@ import (
 // certify writes a certificate for localhost with its key, and returns what trusts it.
 func certify(t *testing.T) (cert, key config.File, roots *x509.CertPool) {
 	t.Helper()
+	return certifyFor(t, time.Hour)
+}
+
+// certifyFor is certify with the time for which the certificate is good.
+func certifyFor(t *testing.T, life time.Duration) (cert, key config.File, roots *x509.CertPool) {
+	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life), IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {

@@ -59,7 +59,7 @@ func (s *Server) classic(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, fault.EndpointNotPermitted, auth.ErrNotPermitted)
 		return
 	}
-	x := newSession(id)
+	x := newSession(id, r.TLS)
 	x.classic = name
 	key := router.KeyOf(x.tenant, name)
 	if why, _ := s.take(x, name, key, 0); why != "" {
@@ -86,7 +86,7 @@ func (s *Server) native(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	x := newSession(id)
+	x := newSession(id, r.TLS)
 	t, err := tunnel.AcceptNative(w, r, s.nodeOptions(x, &desk{s, x, s.lasting()}))
 	if err != nil {
 		s.release(id)

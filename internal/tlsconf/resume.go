@@ -27,13 +27,7 @@ func resumable(roots *x509.CertPool) func(tls.ConnectionState) error {
 		if len(s.PeerCertificates) == 0 {
 			return errors.New("a resumed session without a certificate")
 		}
-		o := x509.VerifyOptions{
-			Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		}
-		for _, c := range s.PeerCertificates[1:] {
-			o.Intermediates.AddCert(c)
-		}
-		if _, err := s.PeerCertificates[0].Verify(o); err != nil {
+		if err := verify(s.PeerCertificates, roots, time.Time{}); err != nil {
 			return fmt.Errorf("certificate of a resumed session: %w", err)
 		}
 		return nil
