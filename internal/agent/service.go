@@ -13,6 +13,7 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -65,6 +66,7 @@ func (s *service) dial(ctx context.Context, protocol string, client net.Addr) (n
 	if err != nil {
 		return nil, fmt.Errorf("connect to service %s: %w", s.text, err)
 	}
+	conn = relay.Watch(conn) // a service that breaks off has not ended its answer, or its side of an upgraded connection
 	if s.version != 0 {
 		if err := s.announce(ctx, conn, client); err != nil {
 			_ = conn.Close()

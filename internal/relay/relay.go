@@ -52,6 +52,7 @@ type Counts struct{ AToB, BToA int64 }
 // The error is nil only when both directions ended cleanly. It is the first one met: of reading or writing, [ErrIdle],
 // or the cause of ctx's end. Both sides have then been aborted.
 func Relay(ctx context.Context, a, b net.Conn, o Options) (Counts, error) {
+	a, b = Watch(a), Watch(b)
 	r := &relay{a: a, b: b, tick: o.Idle / idleTicks}
 	unwatch := r.watch(ctx)
 	var other sync.WaitGroup
@@ -205,6 +206,11 @@ func (r *relay) giveUp(err error) {
 // direction copies from src to dst until src ends, and tells dst.
 func (r *relay) direction(dst, src net.Conn, count *atomic.Int64, name string) {
 	err := pump(dst, newSource(src), count)
+	if w, ok := src.(*watched); ok && err == nil {
+		if e := w.end(); !errors.Is(e, io.EOF) {
+			err = fmt.Errorf("read: %w", e)
+		}
+	}
 	if err == nil {
 		err = endWrite(dst)
 	}

@@ -25,7 +25,7 @@ type socketSource struct {
 func newSocketSource(conn net.Conn) source {
 	var raw syscall.RawConn
 	var err error
-	if c, ok := conn.(interface{ Bare() net.Conn }); ok { // only keeps account
+	for c, ok := conn.(interface{ Bare() net.Conn }); ok; c, ok = conn.(interface{ Bare() net.Conn }) { // only keeps account
 		conn = c.Bare()
 	}
 	switch socket := conn.(type) {
