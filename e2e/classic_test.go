@@ -121,7 +121,7 @@ func TestClassicAgentsSurviveRestarts(t *testing.T) {
 		n.exit(t, settle)
 		n.run(t)
 		for name, a := range agents {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), bound(5*time.Second))
 			if err := a.WaitSessions(ctx, i+2); err != nil {
 				t.Errorf("%s after %s: %v: want it to connect again", name, sig, err)
 			}
@@ -156,7 +156,7 @@ func TestClassicAgentsFinishWhatRunsWhilePikodDrains(t *testing.T) {
 			default:
 			}
 			n.run(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), settle)
 			defer cancel()
 			if err := a.WaitSessions(ctx, 2); err != nil {
 				t.Errorf("after the restart: %v: want it to connect again", err)
@@ -209,7 +209,7 @@ func TestClassicAgentThatTakesNoStreamFailsOnlyThatRequest(t *testing.T) {
 		}()
 	}
 	// A stream may take 10 s to open; the library would end the session after 75.
-	ans := wait(t, "the request whose stream does not open has failed", 13*time.Second, answers)
+	ans := wait(t, "the request whose stream does not open has failed", bound(13*time.Second), answers)
 	if ans.StatusCode != http.StatusGatewayTimeout || !strings.Contains(ans.body, "upstream timeout") {
 		t.Errorf("status %d %s: want 504 upstream timeout", ans.StatusCode, ans.body)
 	}
@@ -234,7 +234,7 @@ func TestClassicAndNativeAgentsShareAnEndpoint(t *testing.T) {
 	for range 200 {
 		counts[get(t, c, at("e", "/")).body]++
 	}
-	if counts["classic"] < 40 || counts["native"] < 40 || len(counts) != 2 {
+	if counts["classic"] < 20 || counts["native"] < 20 || len(counts) != 2 {
 		t.Errorf("answers %v: want both kinds to serve", counts)
 	}
 }

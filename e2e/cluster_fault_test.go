@@ -27,17 +27,21 @@ func TestClusterSurvivesAKill(t *testing.T) {
 	killed := time.Now() // its sockets are closed
 	back := c.awaitSessions(t, "e", 6, settle)
 	t.Logf("the agents have their sessions again after %s", back.Round(time.Millisecond))
-	if back > 3*time.Second {
+	if back > bound(3*time.Second) {
 		t.Errorf("it took the agents %s to have all sessions again: want at most 3 s", back)
 	}
 	pause(2 * time.Second)
+	unaware := time.Duration(0) // how long a node may take to hear that its session is gone
+	if !quiet {
+		unaware = 3 * time.Second
+	}
 	front, behind := 0, 0
 	var wrong []failure
 	for _, x := range f.end() {
 		switch {
-		case x.node == victim && x.began.Before(killed.Add(300*time.Millisecond)):
+		case x.node == victim && x.began.Before(killed.Add(bound(300*time.Millisecond))):
 			front++ // the balancer finds out that a node is gone by asking it
-		case x.node != victim && x.began.Before(killed) && c.sentTo(t, x, "n3"):
+		case x.node != victim && x.began.Before(killed.Add(unaware)) && c.sentTo(t, x, "n3"):
 			behind++
 		default:
 			wrong = append(wrong, x)
@@ -46,7 +50,7 @@ func TestClusterSurvivesAKill(t *testing.T) {
 	t.Logf("of %d requests and %d WebSockets %d failed that clients had sent to the node, and %d that another node had", f.sent.Load(),
 		f.tunnels.Load(), front, behind)
 	for _, x := range f.waits {
-		if x.ended.After(killed) && x.node != victim {
+		if x.ended.After(killed) && x.node != victim && x.ended.Sub(x.began) > bound(time.Second) {
 			x.err = errors.New("took more than 1 s")
 			wrong = append(wrong, x)
 		}
@@ -56,19 +60,23 @@ func TestClusterSurvivesAKill(t *testing.T) {
 	t.Logf("the cluster is whole %s after the kill", (time.Since(killed) + c.awaitAll(t)).Round(time.Millisecond))
 }
 
-// sentTo looks up in the log of a node whether it had sent a request on to another one.
+// sentTo looks up in the log of a node whether it had sent a request on to another one. The line may come after the answer.
 func (c *cluster) sentTo(t testing.TB, x failure, node string) bool {
 	t.Helper()
 	if strings.HasPrefix(x.what, "WebSocket") {
 		return true // they have no number; those that began before the kill may have been there
 	}
-	for line := range strings.Lines(c.nodes[x.node].output(t)) {
-		var r struct{ Path, Session string }
-		if json.Unmarshal([]byte(line), &r) == nil && r.Path == fmt.Sprint("/", x.number) {
-			return r.Session == node
+	for deadline := time.Now().Add(settle); ; pause(50 * time.Millisecond) {
+		for line := range strings.Lines(c.nodes[x.node].output(t)) {
+			var r struct{ Path, Session string }
+			if json.Unmarshal([]byte(line), &r) == nil && r.Path == fmt.Sprint("/", x.number) {
+				return r.Session == node
+			}
+		}
+		if time.Now().After(deadline) {
+			return false
 		}
 	}
-	return false
 }
 
 // TestClusterPassesOverAStoppedNode is not parallel: it measures how fast.
@@ -93,7 +101,7 @@ func stoppedNode(t *testing.T, lasting time.Duration) {
 			continue
 		}
 		failed++
-		if began.Sub(stopped) > 4*time.Second {
+		if began.Sub(stopped) > bound(4*time.Second) {
 			late++
 			t.Errorf("after %s: %v, %v", began.Sub(stopped), a.Response, err)
 		}

@@ -153,7 +153,7 @@ func (c *cluster) balance(t testing.TB, where func(*node) string) string {
 			if !c.ready[i].Load() {
 				continue
 			}
-			out, err := net.DialTimeout("tcp", where(c.nodes[i]), 2*time.Second)
+			out, err := net.DialTimeout("tcp", where(c.nodes[i]), settle)
 			if err != nil {
 				continue
 			}

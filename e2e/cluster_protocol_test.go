@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -80,7 +79,7 @@ func acrossGRPC(t *testing.T, n *node, s *grpcService) {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	client := pb.NewTestServiceClient(conn)
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), time.Minute)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), patience)
 	defer cancel()
 	t.Run("unary, with header and trailer", func(t *testing.T) { grpcUnary(ctx, t, client) })
 	t.Run("an error keeps its code, text and trailer", func(t *testing.T) { grpcError(ctx, t, client) })
@@ -91,7 +90,7 @@ func acrossGRPC(t *testing.T, n *node, s *grpcService) {
 }
 
 func acrossWebSocket(t *testing.T, n *node) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	f := &crowd{cluster: &cluster{nodes: []*node{n}}, clients: []*http.Client{n.client(t)}}
 	ws, err := openWebSocket(ctx, f, "e", 0)

@@ -27,7 +27,7 @@ type rolling struct {
 const notice = time.Second // drain_notice
 
 var (
-	briefly  = rolling{4 * time.Second, time.Second, 2 * time.Second, 0, 8 << 20, 1, 0}
+	briefly  = rolling{6 * time.Second, time.Second, 2 * time.Second, 0, 8 << 20, 1, 0}
 	thorough = rolling{20 * time.Second, 10 * time.Second, 5 * time.Second, 36_000, 100 << 20, 4, 0.6}
 )
 
@@ -148,7 +148,7 @@ func (c *cluster) roll(t *testing.T, o rolling, load crowdOptions, sessions int)
 		pause(o.drain / 20)
 		r := restart{told: time.Now()}
 		n.signal(t, syscall.SIGTERM)
-		if code := n.exit(t, o.drain+15*time.Second); code != 0 {
+		if code := n.exit(t, o.drain+settle); code != 0 {
 			t.Errorf("%s exits %d", name, code)
 		}
 		r.ended = time.Now()
@@ -188,7 +188,7 @@ func (c *cluster) roll(t *testing.T, o rolling, load crowdOptions, sessions int)
 func (o rolling) justified(x failure, restarts []restart) bool {
 	for _, r := range restarts {
 		due := r.told.Add(notice + o.drain)
-		if x.ended.After(due.Add(-100*time.Millisecond)) && x.ended.Before(r.ended.Add(time.Second)) {
+		if x.ended.After(due.Add(-100*time.Millisecond)) && x.ended.Before(r.ended.Add(bound(time.Second))) {
 			return true
 		}
 	}

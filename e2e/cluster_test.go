@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // onNode connects an agent to one node and no other.
@@ -201,7 +200,7 @@ func TestClusterListenerKnowsNobodyElse(t *testing.T) {
 	c := startCluster(t, 2, "")
 	onNode(t, c.nodes[0], "e", "ok")
 	for name, scheme := range map[string]string{"plain": "http", "TLS": "https"} {
-		client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		client := &http.Client{Timeout: settle, Transport: &http.Transport{
 			DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		}}
 		for _, path := range []string{"/piko/v2/peer", "/", "/piko/v2/tunnel", "/status"} {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"testing"
@@ -11,7 +12,7 @@ import (
 // curl runs the real thing and gives what it wrote and its exit code.
 func curl(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "curl", append([]string{"-q", "-sS", "--max-time", "90"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), "curl", append([]string{"-q", "-sS", "--max-time", fmt.Sprint(patience.Seconds())}, args...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

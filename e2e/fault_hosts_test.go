@@ -177,7 +177,7 @@ func (h *host) dial(ctx context.Context, network, address string) (c net.Conn, e
 func (h *host) door(t testing.TB, address string) string {
 	t.Helper()
 	return serveTCP(t, func(in *net.TCPConn) {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), settle)
 		defer cancel()
 		out, err := h.dial(ctx, "tcp", address)
 		if err != nil {

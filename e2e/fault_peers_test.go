@@ -32,7 +32,7 @@ func secretKeys(t testing.TB, secret, name string) *tls.Config {
 // dialAsPeer tries to become a peer of a node and to reach an endpoint, as a program would that knows all of the protocol.
 func dialAsPeer(t testing.TB, address, scheme, clusterName string, c *tls.Config) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), settle)
 	defer cancel()
 	s, err := tunnel.DialPeer(ctx, tunnel.DialOptions{
 		URL: scheme + "://" + address, TLS: c,
@@ -91,7 +91,7 @@ func TestFaultStrangersAtTheClusterListener(t *testing.T) {
 	}
 	for _, url := range []string{"http://" + c.peers[0], "https://" + c.peers[0]} {
 		for name, keys := range map[string]*tls.Config{"nothing": {InsecureSkipVerify: true}, "the secret": good} {
-			s, err := tunnel.Dial(t.Context(), tunnel.DialOptions{URL: url, TLS: keys, HandshakeTimeout: 5 * time.Second})
+			s, err := tunnel.Dial(t.Context(), tunnel.DialOptions{URL: url, TLS: keys, HandshakeTimeout: settle})
 			if err == nil {
 				t.Errorf("%s with %s: an agent was let in at the cluster listener", url, name)
 				_ = s.CloseNow(io.EOF)

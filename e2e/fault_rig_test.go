@@ -194,7 +194,7 @@ func (r *rig) watchOver(endpoints []string, nodes ...int) *witness {
 	w.cancel = cancel
 	for _, i := range nodes {
 		client := r.nodes[i].client(t)
-		client.Timeout = 10 * time.Second
+		client.Timeout = settle
 		for _, endpoint := range endpoints {
 			w.running.Go(func() {
 				tick := time.NewTicker(50 * time.Millisecond)
@@ -324,7 +324,7 @@ func (r *rig) since(before []ledger) (all []ledger) {
 // sessionIDs are the sessions of nodes that Consul has, by the name of the node.
 func (r *rig) sessionIDs() map[string]string {
 	r.t.Helper()
-	body, err := r.consul.Ask(http.MethodGet, "/v1/session/list", "", 5*time.Second)
+	body, err := r.consul.Ask(http.MethodGet, "/v1/session/list", "", settle)
 	if err != nil {
 		r.t.Fatal(err)
 	}

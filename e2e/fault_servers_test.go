@@ -38,7 +38,7 @@ func leaderDies(t *testing.T) {
 	dead.Kill()
 	killed := time.Now()
 	r.agent("new", 2)
-	r.reaches("new", 3*time.Second)
+	r.reaches("new", bound(3*time.Second))
 	t.Logf("a new endpoint is reached %s after the leader's death", time.Since(killed).Round(time.Millisecond))
 	await(t, "Consul has it", settle, func() error {
 		// The values come in base64, quoted.
@@ -169,7 +169,7 @@ func tokenIsLost(t *testing.T) {
 	began := time.Now()
 	r.ask(http.MethodDelete, "/v1/acl/token/"+accessor, "")
 	r.agent("new", 2)
-	r.reaches("new", 3*time.Second)
+	r.reaches("new", bound(3*time.Second))
 	await(t, "Consul has given all nodes up", expiry+settle, func() error {
 		if n := len(r.sessionIDs()); n > 0 {
 			return fmt.Errorf("there are %d sessions", n)

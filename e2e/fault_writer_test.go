@@ -46,7 +46,7 @@ type writer struct {
 
 func (w *writer) ask(method, path, body string) []byte {
 	w.t.Helper()
-	answer, err := w.c.consul.Ask(method, path, body, 5*time.Second)
+	answer, err := w.c.consul.Ask(method, path, body, settle)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -160,7 +160,7 @@ func TestGRPC(t *testing.T) {
 	clients, service, _ := startGRPC(t)
 	for name, c := range clients {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), patience)
 			defer cancel()
 			t.Run("unary, with header and trailer", func(t *testing.T) { grpcUnary(ctx, t, c) })
 			t.Run("an error keeps its code, text and trailer", func(t *testing.T) { grpcError(ctx, t, c) })
@@ -327,7 +327,7 @@ func TestGRPCToAServiceOverTLS(t *testing.T) {
 	tls := fmt.Sprintf("[listeners.tls]\nca = %q\nserver_name = \"internal.test\"", ca.file)
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "g", Addr: "https://" + l.Addr().String(), More: tls},
 		offer{Endpoint: "read", Addr: "https://" + l.Addr().String(), More: "access_log = true\n" + tls})
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "x-say", "hi"), patience)
 	defer cancel()
 	for _, endpoint := range []string{"g", "read"} {
 		c, err := grpc.NewClient("passthrough:///"+n.proxy, grpc.WithNoProxy(), grpc.WithAuthority(endpoint+".piko.test"),

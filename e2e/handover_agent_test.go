@@ -35,8 +35,8 @@ func TestHandoverOfAgentAndForwarder(t *testing.T) {
 	awaitEnd(t, old[0])
 	awaitEnd(t, old[1])
 	load.end()
-	if most := time.Duration(load.slowest.Load()); most >= 500*time.Millisecond {
-		t.Errorf("a request took %s: want less than 500 ms", most)
+	if most := time.Duration(load.slowest.Load()); most >= bound(500*time.Millisecond) {
+		t.Errorf("a request took %s: want less than %s", most, bound(500*time.Millisecond))
 	}
 	if !alive(next[0]) || !alive(next[1]) {
 		t.Error("a process that has taken over is gone")
@@ -53,12 +53,12 @@ func TestWatchdogAndDrainAreToldToSystemd(t *testing.T) {
 	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
 	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("[proxy]\nlisten = %q\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n",
 		n.proxy, n.upstream, n.admin))
-	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path, "WATCHDOG_USEC=400000"}, "pikod", "--config", n.file)
+	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path, "WATCHDOG_USEC=16000000"}, "pikod", "--config", n.file)
 	n.awaitReady(t, n.admin)
 	began := make(chan struct{}, 1)
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "slow", Addr: serve(t, slow(began))})
 	await(t, "signs of life", settle, func() error {
-		if have := s.count("WATCHDOG=1"); have < 5 {
+		if have := s.count("WATCHDOG=1"); have < 2 {
 			return fmt.Errorf("%d", have)
 		}
 		return nil
@@ -72,7 +72,13 @@ func TestWatchdogAndDrainAreToldToSystemd(t *testing.T) {
 	if err := wait(t, "the request that runs", settle, running); err != nil {
 		t.Error(err)
 	}
-	if code := n.exit(t, settle); code != 0 || s.count("STOPPING=1") != 1 || s.count("EXTEND_TIMEOUT_USEC=") < 4 {
-		t.Errorf("exit %d; systemd was told %q", code, s.told)
+	if code := n.exit(t, settle); code != 0 {
+		t.Errorf("exit %d", code)
 	}
+	await(t, "systemd has heard of the drain", settle, func() error {
+		if stops, more := s.count("STOPPING=1"), s.count("EXTEND_TIMEOUT_USEC="); stops != 1 || more < 2 {
+			return fmt.Errorf("of %d stops, and of %d extensions", stops, more)
+		}
+		return nil
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"sync/atomic"
 	"testing"
-	"time"
 )
 
 func TestManyRequestsAllSucceed(t *testing.T) {
@@ -59,7 +58,7 @@ func load(t testing.TB, workers, count int, f func() error) []error {
 		}()
 	}
 	for range workers {
-		wait(t, "the requests are done", 3*time.Minute, done)
+		wait(t, "the requests are done", patience, done)
 	}
 	close(errs)
 	var all []error

@@ -48,7 +48,7 @@ func start(t testing.TB, env []string, name string, args ...string) *process {
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
+	started := make(chan error, 1)
 	spawn <- func() { started <- p.cmd.Start() }
 	if err := <-started; err != nil {
 		t.Fatal(err)
@@ -72,7 +72,7 @@ func (p *process) cleanup(t testing.TB) {
 		_ = p.cmd.Process.Signal(sig)
 		select {
 		case <-p.done:
-		case <-time.After(3 * time.Second):
+		case <-time.After(settle):
 			if sig == syscall.SIGKILL {
 				t.Errorf("%s (pid %d) does not end", p.name, p.cmd.Process.Pid)
 			}
@@ -120,7 +120,7 @@ func (p *process) signal(t testing.TB, s syscall.Signal) {
 func (p *process) kill(t testing.TB) {
 	t.Helper()
 	p.signal(t, syscall.SIGKILL)
-	p.exit(t, 10*time.Second)
+	p.exit(t, settle)
 }
 
 // exit waits for the child to end by itself and gives its exit code (-1 when a signal ended it).
@@ -216,11 +216,12 @@ func parallel(t *testing.T) {
 
 var ports atomic.Int32
 
-// freeAddress gives an address of 127.0.0.1 that nothing listens on. The port is below those that the kernel gives to
-// outgoing connections, so that a daemon can be restarted on it without finding it taken.
+// freeAddress gives an address of 127.0.0.1 that nothing listens on, and that it gives to nobody else. The port is below those
+// that the kernel gives to outgoing connections, and those that consultest draws from, so that a daemon can be restarted on it
+// without finding it taken.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	const low, high = 10000, 32000
+	const low, high = 10000, 22000
 	base := int32(os.Getpid() * 37 % (high - low))
 	for range 1000 {
 		port := low + (base+ports.Add(1))%(high-low)

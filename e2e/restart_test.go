@@ -59,7 +59,7 @@ func TestAgentsComeBackAfterEveryCrash(t *testing.T) {
 		for _, endpoint := range []string{"web", "tcp"} {
 			n.awaitEndpoint(t, endpoint, -1)
 		}
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > bound(2*time.Second) {
 			t.Errorf("restart %d: the agents took %s to come back: want at most 2 s", i, took)
 		}
 		if a := get(t, n.client(t), at("web", "/")); a.body != "ok" {
@@ -232,12 +232,19 @@ func TestForwardFinishesWhatRunsWhenAskedToStop(t *testing.T) {
 
 func TestReadinessGoesOffWhileDraining(t *testing.T) {
 	t.Parallel()
-	began := make(chan struct{}, 1)
-	n := oneService(t, nodeOptions{}, slow(began))
-	done := inFlight(t, n.client(t), at("e", "/late"))
+	began, release := make(chan struct{}, 1), make(chan struct{})
+	n := oneService(t, nodeOptions{Top: `drain_timeout = "5m"`}, func(w http.ResponseWriter, r *http.Request) {
+		began <- struct{}{}
+		select {
+		case <-release:
+			reply(w, "begin end")
+		case <-r.Context().Done():
+		}
+	})
+	done := inFlight(t, n.client(t), at("e", "/"))
 	wait(t, "the service has the request", settle, began)
 	n.signal(t, syscall.SIGTERM)
-	await(t, "pikod says it is not ready", 3*time.Second, func() error {
+	await(t, "pikod says it is not ready", bound(3*time.Second), func() error {
 		status, _, err := fetch("http://" + n.admin + "/ready")
 		if err != nil || status == http.StatusServiceUnavailable {
 			return err
@@ -247,6 +254,7 @@ func TestReadinessGoesOffWhileDraining(t *testing.T) {
 	if status, _, err := fetch("http://" + n.admin + "/health"); err != nil || status != http.StatusOK {
 		t.Errorf("health while draining: %d, %v: want 200", status, err)
 	}
+	close(release)
 	if err := wait(t, "the request ends", settle, done); err != nil {
 		t.Error(err)
 	}
@@ -254,9 +262,12 @@ func TestReadinessGoesOffWhileDraining(t *testing.T) {
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
-	began := make(chan struct{}, 1)
+	began := make(chan struct{}, 2)
 	n := startNode(t, nodeOptions{})
-	service := serve(t, slow(began))
+	service := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		began <- struct{}{}
+		<-r.Context().Done()
+	})
 	agent := startAgent(t, n, agentOptions{},
 		offer{Endpoint: "e", Addr: service}, offer{Endpoint: "raw", Addr: service, Protocol: "tcp"})
 	address, forward := startForward(t, n, "raw")
@@ -267,7 +278,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	wait(t, "the service has the other", settle, began)
 	for _, p := range []*process{forward, agent, n.process} {
 		p.signal(t, syscall.SIGTERM)
-		await(t, p.name+" has noticed the first signal", 3*time.Second, func() error {
+		await(t, p.name+" has noticed the first signal", bound(3*time.Second), func() error {
 			if p.ended() {
 				t.Fatalf("%s ended at the first signal with %d while a request ran", p.name, p.cmd.ProcessState.ExitCode())
 			}
@@ -277,7 +288,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 			return nil
 		})
 		p.signal(t, syscall.SIGINT)
-		if code := p.exit(t, time.Second); code != 1 {
+		if code := p.exit(t, bound(time.Second)); code != 1 {
 			t.Errorf("%s exits %d at the second signal: want 1", p.name, code)
 		}
 	}
@@ -296,7 +307,7 @@ func TestDrainEndsAtItsDeadline(t *testing.T) {
 	done := inFlight(t, n.client(t), at("e", "/"))
 	wait(t, "the service has the request", settle, began)
 	n.signal(t, syscall.SIGTERM)
-	n.exit(t, 4*time.Second)
+	n.exit(t, bound(4*time.Second))
 	if err := wait(t, "the request ends", settle, done); err == nil {
 		t.Error("the request that outlived the drain succeeded: want it broken")
 	}

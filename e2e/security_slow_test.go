@@ -107,7 +107,7 @@ func TestSecuritySlowConnections(t *testing.T) {
 	was, is, least := p99(calm), p99(busy), p99(direct)
 	t.Logf("%d honest requests, p99 %v before, %v during the attack, when a direct one takes %v", len(busy), was, is, least)
 	client.CloseIdleConnections()
-	await(t, "connections end", 30*time.Second, func() error {
+	await(t, "connections end", settle, func() error {
 		open := n.series(t, `piko_server_connections{listener="proxy"}`)
 		if open > 50 {
 			return fmt.Errorf("%v are open", open)

@@ -110,7 +110,7 @@ func TestAnswerThatComesBeforeTheBodyIsRead(t *testing.T) {
 		_, _ = io.WriteString(c, early)
 		_ = c.CloseWrite()
 		// A service that closes at once resets the connection, and its answer may be lost with any proxy, or none.
-		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(settle))
 		_, _ = io.Copy(io.Discard, c)
 	})
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "e", Addr: service},
@@ -222,7 +222,7 @@ func TestServiceThatIsUnwellIsNotOffered(t *testing.T) {
 
 func TestStreamsGoOnWhilePikodDrains(t *testing.T) {
 	t.Parallel()
-	n := startNode(t, nodeOptions{Top: `drain_timeout = "3s"`})
+	n := startNode(t, nodeOptions{Top: `drain_timeout = "15s"`})
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"},
 		offer{Endpoint: "e", Addr: serve(t, echoWebSocket)})
 	address, _ := startForward(t, n, "tcp")
@@ -256,9 +256,9 @@ func TestStreamsGoOnWhilePikodDrains(t *testing.T) {
 
 func TestReadinessGoesOffBeforeTheDrainBegins(t *testing.T) {
 	t.Parallel()
-	n := oneService(t, nodeOptions{Top: `drain_notice = "2s"`}, say("ok"))
+	n := oneService(t, nodeOptions{Top: `drain_notice = "15s"`}, say("ok"))
 	n.signal(t, 15)
-	await(t, "pikod says it is not ready", time.Second, func() error {
+	await(t, "pikod says it is not ready", bound(time.Second), func() error {
 		status, _, err := fetch("http://" + n.admin + "/ready")
 		if err == nil && status != http.StatusServiceUnavailable {
 			err = fmt.Errorf("status %d", status)

@@ -27,6 +27,7 @@ type traffic struct {
 	fresh   *http.Client
 	url     string
 
+	running               chan struct{} // as many as there are requests that wait for their answer
 	asked, failed, talked atomic.Int64
 	slowest               atomic.Int64 // nanoseconds
 }
@@ -41,7 +42,7 @@ type trafficOptions struct {
 
 func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 	t.Helper()
-	f := &traffic{t: t, url: at(o.Endpoint, "")}
+	f := &traffic{t: t, url: at(o.Endpoint, ""), running: make(chan struct{}, 64)}
 	if o.TLS != nil {
 		f.url = strings.Replace(f.url, "http:", "https:", 1)
 	}
@@ -65,15 +66,18 @@ func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 	return f
 }
 
-// requests sends one after the other when they are due, and does not wait for answers.
+// requests sends one after the other when they are due, and does not wait for answers, unless it waits for a great many: a
+// machine without processors to spare would only get more and more to do.
 func (f *traffic) requests(rate int) {
 	began := time.Now()
 	for i := 0; ; i++ {
 		pause(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+		f.running <- struct{}{}
 		if f.ctx.Err() != nil {
 			return
 		}
 		f.endings.Go(func() {
+			defer func() { <-f.running }()
 			began := time.Now()
 			if err := f.request(i); err != nil && f.failed.Add(1) < 10 {
 				f.t.Errorf("request %d, after %s: %v", i, time.Since(began), err)

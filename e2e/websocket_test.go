@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coder/websocket"
 )
@@ -54,7 +53,7 @@ func webSocket(ctx context.Context, c *http.Client, path string, o websocket.Dia
 func TestWebSocketPassesThrough(t *testing.T) {
 	t.Parallel()
 	n := oneService(t, nodeOptions{}, echoWebSocket)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for i, mode := range []websocket.CompressionMode{websocket.CompressionDisabled, websocket.CompressionContextTakeover,
 		websocket.CompressionContextTakeover} {
