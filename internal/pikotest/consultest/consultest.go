@@ -173,15 +173,16 @@ func program(t testing.TB) string {
 }
 
 // freePorts returns ports that are free for TCP and UDP. Consul is told numbers, so another process could take one before it
-// does: they are drawn from below those that the system gives to connections and to listeners on port 0.
+// does: they are drawn from below those that the system gives to connections and to listeners on port 0, and from above those
+// that the tests of e2e give to what they run.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	ports := make([]int, 0, n)
 	for tries := 0; len(ports) < n; tries++ {
 		if tries > 1000 {
-			t.Fatal("there are no free ports on 127.0.0.1 between 10000 and 32000")
+			t.Fatal("there are no free ports on 127.0.0.1 between 22000 and 32000")
 		}
-		port := 10_000 + rand.IntN(22_000) //nolint:gosec // nobody gains from guessing it
+		port := 22_000 + rand.IntN(10_000) //nolint:gosec // nobody gains from guessing it
 		address := fmt.Sprintf("127.0.0.1:%d", port)
 		l, err := net.Listen("tcp", address)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -156,17 +157,28 @@ func executable(path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// freePorts returns ports that nobody listens on, over UDP and TCP.
+// freePorts returns ports that nobody listens on, over UDP and TCP. The programs are told numbers, so another could take one
+// before they do: they are drawn from below those that the system gives to connections and to listeners on port 0, and from
+// above those that consultest draws from.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var out []int
-	for len(out) < n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(out) < n; tries++ {
+		if tries > 1000 {
+			t.Fatal("there are no free ports on 127.0.0.1 between 32000 and 32700")
+		}
+		port := 32_000 + mathrand.IntN(700) //nolint:gosec // nobody gains from guessing it
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer l.Close()
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
+		u, err := net.ListenPacket("udp", l.Addr().String())
+		if err != nil {
+			continue
+		}
+		defer u.Close()
+		out = append(out, port)
 	}
 	return out
 }
