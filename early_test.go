@@ -30,7 +30,7 @@ func (h hasty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func TestARefusalOfWhatWasNotOfferedIsPassedOver(t *testing.T) {
 	node := httptest.NewServer(hasty{})
 	defer node.Close()
-	for range 50 {
+	for range 10 {
 		c := newClient(t, node.URL)
 		l := listen(t, c, "e", piko.InBackground())
 		eventually(t, "the node offers the endpoint", func() bool { return len(l.Nodes()) == 1 })

@@ -223,3 +223,27 @@ func BenchmarkLookup(b *testing.B) {
 		}
 	}
 }
+
+// Idle streams to an agent that has left are to be closed, in whatever way it becomes known.
+func TestEveryChangeOfAKeyIsTold(t *testing.T) {
+	table := cluster.NewTable()
+	table.Meet(cluster.Node{ID: "n", Incarnation: "1", State: cluster.Up})
+	table.Replace("n", "1", 1, map[string]int{"a": 1, "b": 1, "c": 1})
+	var touched []string
+	table.OnTouched(func(_ *cluster.Remote, key string) { touched = append(touched, key) })
+	for _, change := range []struct {
+		by   func() bool
+		want []string
+	}{
+		{func() bool { return table.Apply("n", "1", cluster.Delta{From: 1, To: 2, Weights: map[string]int{"a": 0}}) }, []string{"a"}},
+		{func() bool { table.Replace("n", "1", 3, map[string]int{"c": 2, "d": 1}); return true }, []string{"b", "c", "d"}},
+	} {
+		touched = nil
+		if ok := change.by(); !ok {
+			t.Error("not applied")
+		}
+		if slices.Sort(touched); !slices.Equal(touched, change.want) {
+			t.Errorf("told of %v, want %v", touched, change.want)
+		}
+	}
+}

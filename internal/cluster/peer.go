@@ -83,8 +83,8 @@ func (p *Peer) await(ctx context.Context) *tunnel.Session {
 // doubt takes the node for down until it is heard again. It has left a stream unanswered.
 func (p *Peer) doubt(s *tunnel.Session) {
 	if p.session.Load() == s && s.Silence() >= pingInterval {
+		p.remote.SetDown(true) // first: what ends a doubt looks for suspect, and then sets the node up
 		p.suspect.CompareAndSwap(0, time.Now().UnixNano())
-		p.remote.SetDown(true)
 		nudge(p.tell)
 	}
 }

@@ -237,8 +237,8 @@ func (t *Table) Replace(id, incarnation string, seq uint64, weights map[string]i
 	}
 	c := changes{remote: r.remote}
 	for key := range r.weights {
-		if weights[key] < 1 {
-			r.set(t, key, 0, &c)
+		if weights[key] < 1 && r.set(t, key, 0, &c) {
+			c.touched = append(c.touched, key)
 		}
 	}
 	for key, weight := range weights {
