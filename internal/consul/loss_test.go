@@ -220,7 +220,9 @@ func verifyBuckets(t *testing.T, w *town) {
 			_, _ = kv.Put(&api.KVPair{Key: name, Value: []byte(`{"stranger":1}`)}, nil)
 		}
 	}
-	_, _ = kv.Put(&api.KVPair{Key: a.nodePrefix("a") + "b/77/0001", Value: []byte(`{"stranger":1}`)}, nil)
+	for generation := range 70 { // more than fit into a transaction
+		_, _ = kv.Put(&api.KVPair{Key: fmt.Sprint(a.nodePrefix("a"), "b/", 77+generation, "/0001"), Value: []byte(`{"stranger":1}`)}, nil)
+	}
 	until(t, "the buckets are as before", func() bool { return fmt.Sprint(buckets()) == fmt.Sprint(want) })
 }
 

@@ -104,12 +104,14 @@ func (p *peer) take(ctx context.Context, node cluster.Node, value []byte) error 
 		return nil
 	}
 	for _, c := range h.Recent {
-		if !known || c.From > seq {
-			break
+		if !known || c.To <= seq {
+			continue
 		}
 		delta, bad := c.delta()
 		p.d.metrics.bad.WithLabelValues("key").Add(float64(bad))
-		table.Apply(node.ID, node.Incarnation, delta)
+		if !table.Apply(node.ID, node.Incarnation, delta) {
+			break
+		}
 	}
 	if seq, known = table.Seq(node.ID, node.Incarnation); known && seq >= h.Seq {
 		return nil

@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// maxStale is how many generations of buckets are removed at once.
+const maxStale = maxOps / 2
+
 // verify compares all that Consul has of this node with what it should have, and marks what differs to be written
 // again. It runs between two flushes.
 func (w *writer) verify(ctx context.Context, session string) error {
@@ -34,6 +37,9 @@ func (w *writer) verify(ctx context.Context, session string) error {
 			continue
 		}
 		if g != w.store.generation || int(i) >= len(w.store.parts) {
+			if len(w.store.stale) >= maxStale {
+				continue // a transaction has to hold them all; the others are found the next time
+			}
 			w.store.stale[g], w.headDirty = struct{}{}, true
 			wrong++
 			continue

@@ -82,8 +82,13 @@ func (v *view) take(ctx, call context.Context, pairs api.KVPairs, stale bool) er
 	}
 	d.canary.sawMember(own)
 	for name, p := range v.peers {
-		if !seen[name] && p.watching {
+		switch {
+		case seen[name]:
+		case p.watching:
 			missing = errors.Join(missing, v.confirm(ctx, call, p))
+		case p.dropped.Load(): // and has not come back
+			p.stop()
+			delete(v.peers, name)
 		}
 	}
 	d.members.Store(int64(len(seen)) + 1)
@@ -123,6 +128,9 @@ func (v *view) contradicts(ctx context.Context, n cluster.Node) bool {
 // meet takes in the record of another node.
 func (v *view) meet(ctx context.Context, n cluster.Node) {
 	p, known := v.peers[n.ID]
+	if known && !p.watching {
+		p.stop() // first: until then the orphan may still be given up, and be forgotten by the table
+	}
 	if known && (p.node.Incarnation != n.Incarnation || n.State == cluster.Left || p.dropped.Load()) {
 		p.stop()
 		delete(v.peers, n.ID)
@@ -140,7 +148,6 @@ func (v *view) meet(ctx context.Context, n cluster.Node) {
 		p.start(ctx, &v.wg, true)
 		v.d.log.WithField("node", n.ID).Info("node joined")
 	case !p.watching:
-		p.stop()
 		p.node = n
 		p.start(ctx, &v.wg, true)
 		v.d.log.WithField("node", n.ID).Info("node is back in the directory")
