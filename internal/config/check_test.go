@@ -97,9 +97,13 @@ func TestRules(t *testing.T) {
 		{"forward", "[[forwards]]\nlisten = '1'\nendpoint = 'a'", "f.toml:2: forwards[0].listen: want an address such as"},
 		// A mistake in the notation hides no setting that a rule then misses.
 		{"pikod", "upstream.listen = ':1'\nupstream.allow_unauthenticated = yes", "f.toml:2: upstream.allow_unauthenticated: want a value, have yes"},
+		// A value from a file is blamed on the key that names the file.
+		{"agent", "[connect]\ntoken_file = 'f.toml'", "f.toml:2: connect.token_file: want one line of letters"},
+		{"pikod", "cluster.secret_file = 'short'", "f.toml:1: cluster.secret_file: want 16 bytes or more, have 5"},
 		{"agent", "[[listeners]]\nendpoint = a\naddr = '1'", "f.toml:2: listeners.endpoint: want a value, have a"},
 	} {
 		dir := t.TempDir()
+		write(t, dir, "short", "short")
 		got := lines(loaders()[tc.daemon](write(t, dir, "f.toml", tc.text)), dir)
 		if tc.want == "" && len(got) > 0 || tc.want != "" && (len(got) != 1 || !strings.Contains(got[0], tc.want)) {
 			t.Errorf("%s\n%s\ngot\n\t%s\nwant\n\t%s", tc.daemon, tc.text, strings.Join(got, "\n\t"), tc.want)

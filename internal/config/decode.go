@@ -66,7 +66,7 @@ func (d *decoder) table(v reflect.Value, raw any, s spot) {
 		at := spot{layer: s.layer, key: join(s.key, name), node: s.node.key(name)}
 		field, ok := fieldOf(v.Type(), name)
 		if !ok {
-			d.problem(at, Problem{Have: "there is no such key", Hint: suggest(v.Type(), name, d.names)})
+			d.problem(at, Problem{Have: "there is no such key", Hint: suggest(v.Type(), s.key, name, d.names)})
 			continue
 		}
 		at.sf = field

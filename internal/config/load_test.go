@@ -168,6 +168,16 @@ func TestProblems(t *testing.T) {
 			`f.toml:2: proxy.idle_timout: there is no such key; did you mean idle_timeout?`}},
 		"key of another section": {"shed_rate = 1", []string{
 			`f.toml:1: shed_rate: there is no such key; did you mean upstream.rebalance.shed_rate?`}},
+		"key of many sections": {"listen = ':1'", []string{
+			`f.toml:1: listen: there is no such key; did you mean proxy.listen or another of that name?`}},
+		"section of the agent": {"[[listeners]]\nendpoint = 'a'", []string{
+			`f.toml:1: listeners: there is no such key; it belongs in piko-agent.toml`}},
+		"section of others": {"[connect]\nurl = 'http://a'", []string{
+			`f.toml:1: connect: there is no such key; it belongs in piko-agent.toml or piko-forward.toml`}},
+		"YAML": {"proxy:\n  listen: :80\n", []string{
+			`f.toml:1: want TOML, which is [section] and key = value, have "proxy:"`,
+			`f.toml:2: want TOML, which is [section] and key = value, have "listen:"`}},
+		"JSON":            {"{\"proxy\": {}}", []string{`f.toml:1: want TOML, which is [section] and key = value, have "{"`}},
 		"unknown section": {"[nonsense]\na.b = 1", []string{`f.toml:1: nonsense: there is no such key`}},
 		"bare number": {"\ndrain_timeout = 5", []string{`f.toml:2: drain_timeout: want a duration such as "5s", "1m30s" or ` +
 			`"250ms", have the number 5; write "5s" if these are seconds`}},

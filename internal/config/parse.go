@@ -129,6 +129,9 @@ func lineEnd(text string, offset int) int {
 
 // describe says what the parser found wrong with a statement.
 func describe(text string, mistake toml.ParseError, st statement) Problem {
+	if have := otherNotation(text[st.start:lineEnd(text, st.start)]); have != "" {
+		return Problem{Line: st.line, Want: "TOML, which is [section] and key = value", Have: quote(have)}
+	}
 	p := Problem{Line: mistake.Position.Line, Key: strings.Join(slices.Concat(st.table, st.key), ".")}
 	if st.first > 0 {
 		p.Line, p.Have = st.line, fmt.Sprintf("is set a second time, first in line %d", st.first)
@@ -153,6 +156,18 @@ func describe(text string, mistake toml.ParseError, st statement) Problem {
 		p.Want, p.Have, p.Hint = "a value", value[:min(len(value), maxShown)], "a text stands in quotes"
 	}
 	return p
+}
+
+// otherNotation returns the beginning of a line that looks like YAML or JSON, as far as it can't be a value; "" if none does.
+func otherNotation(line string) string {
+	if strings.HasPrefix(line, "{") {
+		return "{"
+	}
+	key, _, ok := strings.Cut(line, ":")
+	if !ok || strings.ContainsAny(key, "=[#") {
+		return ""
+	}
+	return key + ":"
 }
 
 // bareText is what people write without quotes where TOML wants them: words, durations, addresses and paths.

@@ -51,11 +51,15 @@ func (s Source) Warnings() []Problem {
 	return slices.Clone(s.s.warnings)
 }
 
-// At returns p with the file and line where its key was set, if it was. A key that was not set itself gets the place of
-// the nearest section around it.
+// At returns p with the file and line where its key was set, if it was. A key whose value came from a file, such as that of
+// token_file, becomes the key of that file, which is what the operator wrote. A key that was not set itself gets the place
+// of the nearest section around it.
 func (s Source) At(p Problem) Problem {
 	if s.s == nil || p.File != "" {
 		return p
+	}
+	if from := p.Key + "_file"; !s.IsSet(p.Key) && s.IsSet(from) {
+		p.Key = from
 	}
 	for key := p.Key; key != ""; key = parent(key) {
 		if at, ok := s.s.places[key]; ok {
