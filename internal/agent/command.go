@@ -17,7 +17,7 @@ func diagnoseCommand() daemon.Command {
 	return daemon.Command{
 		Name:    "diagnose",
 		Usage:   "[--config FILE] [--json]",
-		Summary: "Try names, proxy, TLS, token, clock and handshake, and say what to do about what fails",
+		Summary: "try names, proxy, TLS, token, clock and handshake, and say what to do about what fails",
 		Flags: func(fs *flag.FlagSet) {
 			fs.StringVar(&file, "config", "", "read the settings from `FILE`")
 			fs.BoolVar(&asJSON, "json", false, "print JSON")

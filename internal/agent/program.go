@@ -45,7 +45,7 @@ func overrides(args []string) ([]config.Override, error) {
 		return nil, daemon.Usagef("%q: want http or tcp, then ENDPOINT and ADDR", args[0])
 	}
 	if len(args) != 3 {
-		return nil, daemon.Usagef("%s: want ENDPOINT and ADDR, have %d arguments", args[0], len(args)-1)
+		return nil, daemon.Usagef("%s: want ENDPOINT and ADDR, have %q", args[0], args[1:])
 	}
 	return []config.Override{config.Offer(args[0], args[1], args[2])}, nil
 }

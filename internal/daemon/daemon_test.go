@@ -96,7 +96,15 @@ func TestCommandLine(t *testing.T) {
 		},
 		{name: "no flag after --", args: []string{"--check-config", "--", "--url", "u"}, stdout: "ok", loaded: "|http://localhost|--url,u"},
 		{name: "-- as a value", args: []string{"--url", "--", "--check-config"}, stdout: "ok", loaded: "|--|"},
-		{name: "unknown flag", args: []string{"--conifg"}, code: 2, stderr: "conifg\nTry 'pikotestd --help'.\n"},
+		{name: "unknown flag", args: []string{"--conifg"}, code: 2, stderr: "there is no flag --conifg; did you mean --config?\nTry 'pikotestd --help'.\n"},
+		{name: "beginning of a flag", args: []string{"x", "-check=1"}, code: 2, stderr: "no flag --check; did you mean --check-config?"},
+		{name: "flag of nobody", args: []string{"--listeners"}, code: 2, stderr: "there is no flag --listeners\n"},
+		{name: "flag with a bad value", args: []string{"--reload", "x"}, code: 2, stderr: "invalid value \"x\" for flag -reload"},
+		{name: "no flag", args: []string{"--=x"}, code: 2, stderr: "bad flag syntax"},
+		{
+			name: "unknown command", args: []string{"explian"}, load: Usagef("unexpected argument"), code: 2,
+			stderr: "unexpected argument; did you mean explain?\n",
+		},
 		{name: "flag without value", args: []string{"--config"}, code: 2, stderr: "needs an argument"},
 		{name: "arguments refused", load: Usagef("unknown argument %q", "x"), code: 2, stderr: "unknown argument \"x\"\nTry"},
 		{
@@ -108,8 +116,8 @@ func TestCommandLine(t *testing.T) {
 		{name: "dump needs no check", args: []string{"--dump-config"}, check: problems, stdout: "key = 1"},
 		{name: "command", args: []string{"explain", "PIKO-E1", "--verbose"}, code: 7, stdout: "PIKO-E1 true\n"},
 		{name: "command's usage", args: []string{"explain"}, code: 2, stderr: "want one CODE, have 0\nTry"},
-		{name: "command's help", args: []string{"explain", "--help"}, stdout: "--verbose\n        say more\n"},
-		{name: "command's unknown flag", args: []string{"explain", "--x"}, code: 2, stderr: "explain: flag provided"},
+		{name: "command's help", args: []string{"explain", "--help"}, stdout: "pikotestd explain: Explain an error code.\n\nUsage:\n  pikotestd explain CODE [--verbose]\n\nFlags:\n  --verbose\n        say more\n"},
+		{name: "command's unknown flag", args: []string{"explain", "--x"}, code: 2, stderr: "explain: there is no flag --x\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/pikoproxy/piko/internal/config"
 )
 
 // options are the flags every program has.
@@ -38,7 +41,7 @@ func parse(fs *flag.FlagSet, args []string) ([]string, error) {
 	var rest []string
 	for {
 		if err := fs.Parse(args); err != nil {
-			return nil, err
+			return nil, explain(fs, args, err)
 		}
 		left := fs.Args()
 		if used := len(args) - len(left); used > 0 && args[used-1] == "--" && !isValue(fs, args, used-1) {
@@ -49,6 +52,33 @@ func parse(fs *flag.FlagSet, args []string) ([]string, error) {
 		}
 		rest, args = append(rest, left[0]), left[1:]
 	}
+}
+
+// explain returns what is wrong with the arguments: package flag's own words, except for a flag that there is not.
+func explain(fs *flag.FlagSet, args []string, err error) error {
+	at := len(args) - len(fs.Args()) - 1 // the parser stops behind it
+	if errors.Is(err, flag.ErrHelp) || at < 0 {
+		return err
+	}
+	name, _, _ := strings.Cut(strings.TrimLeft(args[at], "-"), "=")
+	if !strings.HasPrefix(args[at], "-") || name == "" || fs.Lookup(name) != nil {
+		return err
+	}
+	var known []string
+	meant := ""
+	fs.VisitAll(func(f *flag.Flag) {
+		known = append(known, f.Name)
+		if meant == "" && strings.HasPrefix(f.Name, name) {
+			meant = f.Name
+		}
+	})
+	if meant == "" {
+		meant = config.Nearest(name, known)
+	}
+	if meant == "" {
+		return fmt.Errorf("there is no flag --%s", name)
+	}
+	return fmt.Errorf("there is no flag --%s; did you mean --%s?", name, meant)
 }
 
 // isValue reports whether the argument at i is the value of the flag before it, as in "--config --".
@@ -96,7 +126,7 @@ func usage(w io.Writer, p *Program, fs *flag.FlagSet) {
 // commandUsage writes the help of one command; fs has its flags.
 func commandUsage(w io.Writer, program string, c *Command, fs *flag.FlagSet) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Usage: %s %s\n\n%s.\n", program, strings.TrimSpace(c.Name+" "+c.Usage), c.Summary)
+	fmt.Fprintf(&b, "%s %s: %s.\n\nUsage:\n  %s %s\n", program, c.Name, c.Summary, program, strings.TrimSpace(c.Name+" "+c.Usage))
 	if c.Flags != nil {
 		b.WriteString("\nFlags:\n")
 		flagHelp(&b, fs)

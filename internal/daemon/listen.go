@@ -70,7 +70,7 @@ func (p *Process) listen(name, addr string, explicit bool) ([]*socket, error) {
 			for _, o := range same {
 				_ = o.Listener.Close()
 			}
-			return nil, fmt.Errorf("listener %s: %w", name, err)
+			return nil, err
 		}
 		same = append(same, o)
 	}
@@ -79,7 +79,7 @@ func (p *Process) listen(name, addr string, explicit bool) ([]*socket, error) {
 	}
 	l, err := p.sockets.bind(name, addr, old)
 	if err != nil {
-		return nil, fmt.Errorf("listener %s: %w", name, err)
+		return nil, err
 	}
 	return []*socket{p.sockets.own(l, name, false)}, nil
 }
@@ -91,10 +91,10 @@ func (p *Process) contradiction(name, addr string, units []*socket) error {
 		have[i] = l.Addr().String()
 	}
 	slices.Sort(have)
-	return &SettingsError{fmt.Errorf("listener %s: the settings say %s, but systemd handed over a socket at %s: "+
-		"remove the address from the settings and set it with `systemctl edit %[4]s-%[1]s.socket`, "+
-		"or give up the socket with `systemctl mask --now %[4]s-%[1]s.socket`",
-		name, addr, strings.Join(slices.Compact(have), " and "), p.Name)}
+	return &SettingsError{fmt.Errorf("the settings say %s, but systemd handed over a socket at %s: "+
+		"remove the address from the settings and set it with `systemctl edit %[3]s-%[4]s.socket`, "+
+		"or give up the socket with `systemctl mask --now %[3]s-%[4]s.socket`",
+		addr, strings.Join(slices.Compact(have), " and "), p.Name, name)}
 }
 
 // bind opens a new socket. old are the listeners that are about to be replaced by it.
@@ -104,7 +104,12 @@ func (s *sockets) bind(name, addr string, old []*socket) (net.Listener, error) {
 		return bindUnix(path)
 	}
 	l, err := net.Listen("tcp", addr)
-	if !errors.Is(err, syscall.EADDRINUSE) {
+	switch {
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("%w: no interface of this host has the address", err)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("%w: a port below 1024 wants the capability CAP_NET_BIND_SERVICE, or a socket from systemd", err)
+	case !errors.Is(err, syscall.EADDRINUSE):
 		return l, err
 	}
 	var near []*socket
@@ -154,6 +159,9 @@ func bindUnix(path string) (net.Listener, error) {
 		return nil, err
 	}
 	l, err := net.Listen("unix", path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: its directory has to be there", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -62,16 +62,31 @@ func TestListenBindsTCPAndUnix(t *testing.T) {
 	}
 }
 
-func TestListenNamesTheListenerThatFailed(t *testing.T) {
+func TestListenTellsWhoHasAnAddress(t *testing.T) {
 	l, err := newTestProcess().Listen("proxy", "127.0.0.1:0", true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	_, err = newTestProcess().Listen("upstream", l.Addr().String(), true)
-	if err == nil || !strings.Contains(err.Error(), "listener upstream: listen tcp "+l.Addr().String()) ||
+	if err == nil || !strings.Contains(err.Error(), "listen tcp "+l.Addr().String()) ||
 		!strings.Contains(err.Error(), "another process has it") {
 		t.Errorf("have %v", err)
+	}
+}
+
+func TestListenTellsWhatToDo(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.1:8000":   "no interface of this host has the address",
+		"unix:/no/such/it": "its directory has to be there",
+	} {
+		l, err := newTestProcess().Listen("proxy", addr, true)
+		if err == nil {
+			l.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: have %v, want %s", addr, err, want)
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/pikoproxy/piko/internal/config"
 )
 
 // Main runs a program with the arguments of its command line, without its name, and returns the exit code. It uses the
@@ -55,7 +57,7 @@ func run(p *Program, args []string, stdout, stderr io.Writer) int {
 	file := env.ConfigFile(o.config)
 	s, err := load(file)
 	if _, ok := errors.AsType[*UsageError](err); ok {
-		return env.Usagef("%v", err)
+		return env.Usagef("%v%s", err, commandMeant(p, rest))
 	}
 	if err != nil {
 		return badSettings(env, err)
@@ -72,6 +74,21 @@ func run(p *Program, args []string, stdout, stderr io.Writer) int {
 		return ExitOK
 	}
 	return serve(env, s, origin{file: file, optional: o.config == "", load: load})
+}
+
+// commandMeant says which command somebody may have meant whose arguments make no sense, or "".
+func commandMeant(p *Program, args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	var names []string
+	for _, c := range p.Commands {
+		names = append(names, c.Name)
+	}
+	if meant := config.Nearest(args[0], names); meant != "" {
+		return "; did you mean " + meant + "?"
+	}
+	return ""
 }
 
 // isSet reports whether the command line has the flag.

@@ -26,7 +26,7 @@ func Program() daemon.Program {
 			case 2:
 				over = append(over, config.Reach(args[0], args[1]))
 			default:
-				return nil, daemon.Usagef("want ADDR and ENDPOINT, have %d arguments", len(args))
+				return nil, daemon.Usagef("want ADDR and ENDPOINT, have %q", args)
 			}
 			over = append(over, config.Connect(url, tokenFile)...)
 			c, err := config.LoadForward(file, over...)
