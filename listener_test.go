@@ -36,7 +36,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 }
 
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -88,7 +88,7 @@ func connect(t *testing.T, n *fakenode.Node, l *piko.Listener) (client *tunnel.S
 // eventually waits until condition is true, for things that nobody announces.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for !condition() {
 		select {
 		case <-timeout:

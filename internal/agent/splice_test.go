@@ -161,7 +161,7 @@ func TestProxyProtocolTellsTheServiceWhoTheClientIs(t *testing.T) {
 	heads := make(chan *proxyproto.Header, 1)
 	read := func(c net.Conn) {
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		r := bufio.NewReader(c)
 		head, err := proxyproto.Read(r)
 		if err != nil {

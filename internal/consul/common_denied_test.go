@@ -6,7 +6,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pikoproxy/piko/internal/config"
 )
@@ -27,7 +26,7 @@ func TestALockThatIsDeniedIsAnError(t *testing.T) {
 	defer d.closeIdle()
 	session := "4a1a5a0e-0000-0000-0000-000000000000"
 	d.session.Store(&session)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := d.Common().Lock(ctx, "x"); err == nil || !strings.Contains(err.Error(), "Permission denied") {
 		t.Errorf("Lock: %v, want what Consul said", err)

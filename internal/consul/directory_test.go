@@ -36,6 +36,7 @@ func TestDirectory(t *testing.T) {
 		"a weight alone may wait":                       delayWeights,
 		"nodes share values":                            shareValues,
 		"one node at a time holds a lock":               holdLock,
+		"a lock that nobody knows of is given back":     giveLocksBack,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -64,8 +65,8 @@ func seeEachOther(t *testing.T, w *town) {
 		b.local.Add("two", -1)
 		slowest = max(slowest, a.sees("two", map[string]int{}), c.sees("two", map[string]int{}))
 	}
-	if slowest > 250*time.Millisecond {
-		t.Errorf("the slowest of 40 changes took %v, want at most 250 ms", slowest)
+	if slowest > patience/4 { // with processors to spare it is some tens of milliseconds
+		t.Errorf("the slowest of 40 changes took %v, want it told at once", slowest)
 	}
 	b.local.Add("shared", 1)
 	c.local.Add("shared", 1)

@@ -252,12 +252,13 @@ func TestEveryTriggerReloads(t *testing.T) {
 	})
 }
 
-func TestChangeTakesEffectWithinASecond(t *testing.T) {
+// TestChangeTakesEffectBeforeFilesArePolled looks whether events of the file system lead to a reload: polls come later.
+func TestChangeTakesEffectBeforeFilesArePolled(t *testing.T) {
 	l := begin(t, drainOf("10s"))
 	start := time.Now()
 	write(t, l.file, drainOf("11s"))
 	await(t, "the change", func() bool { return l.drain() == "11s" })
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > pollEvery*9/10 {
 		t.Errorf("took %v", took)
 	}
 }
@@ -427,7 +428,7 @@ func TestSystemdIsTold(t *testing.T) {
 	heard := func(prefixes ...string) {
 		t.Helper()
 		b := make([]byte, 4096)
-		do(t, ear.SetReadDeadline(time.Now().Add(10*time.Second)))
+		do(t, ear.SetReadDeadline(time.Now().Add(time.Minute)))
 		n, err := ear.Read(b)
 		lines := strings.Split(strings.TrimSuffix(string(b[:n]), "\n"), "\n")
 		if err != nil || len(lines) != len(prefixes) {

@@ -98,7 +98,7 @@ func (h *harness) dial() *net.TCPConn {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	return c.(*net.TCPConn)
 }
 
@@ -110,7 +110,7 @@ func (h *harness) aborted() {
 		return
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if b, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
 		h.Errorf("local client reads %q and then %v", b, err)
 	}
@@ -169,7 +169,7 @@ func ask(t *testing.T, c interface {
 
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for !condition() {
 		select {
 		case <-timeout:

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-const patience = 10 * time.Second
+const patience = 40 * time.Second
 
 // serve runs an HTTP server behind a guard and returns its address.
 func serve(t *testing.T, o Options, h http.HandlerFunc) string {

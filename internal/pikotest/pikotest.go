@@ -31,7 +31,7 @@ import (
 )
 
 // Patience is how long the helpers wait for what should happen soon before they fail the test.
-const Patience = 15 * time.Second
+const Patience = 40 * time.Second
 
 // Node is a running node.
 type Node struct {

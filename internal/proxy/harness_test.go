@@ -20,7 +20,7 @@ import (
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
-const patience = 10 * time.Second
+const patience = 40 * time.Second
 
 // tcpSession is a session whose streams are TCP connections to a service: what an agent that splices amounts to.
 type tcpSession struct {

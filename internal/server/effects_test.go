@@ -99,12 +99,12 @@ var effects = []effect{
 		}
 		return false
 	}},
-	{"proxy.endpoint_wait", func(c *config.Pikod) { c.Proxy.EndpointWait = config.Duration(300 * time.Millisecond) },
+	{"proxy.endpoint_wait", func(c *config.Pikod) { c.Proxy.EndpointWait = config.Duration(2 * time.Second) },
 		func(t *testing.T, n *running) bool {
 			t.Helper()
 			began := time.Now()
 			n.ask("nobody") // the node has just started, so it may come
-			return time.Since(began) >= 300*time.Millisecond
+			return time.Since(began) >= 2*time.Second
 		}},
 	{"upstream.max_sessions", func(c *config.Pikod) { c.Upstream.MaxSessions = 1 }, dials(false)},
 	{"upstream.auth.hmac_secret_key", func(c *config.Pikod) { c.Upstream.Auth = keyed(secret) }, dials(false)},

@@ -102,7 +102,7 @@ func handshake(t *testing.T, server, client *tls.Config) (state tls.ConnectionSt
 		}
 		s := tls.Server(c, server)
 		defer func() { _ = s.Close() }() // the client may be gone
-		if err = s.SetDeadline(time.Now().Add(5 * time.Second)); err == nil {
+		if err = s.SetDeadline(time.Now().Add(time.Minute)); err == nil {
 			_, err = s.Write([]byte{1})
 		}
 		done <- err
@@ -112,7 +112,7 @@ func handshake(t *testing.T, server, client *tls.Config) (state tls.ConnectionSt
 		t.Fatal(err)
 	}
 	c := tls.Client(raw, client)
-	if clientErr = c.SetDeadline(time.Now().Add(5 * time.Second)); clientErr == nil {
+	if clientErr = c.SetDeadline(time.Now().Add(time.Minute)); clientErr == nil {
 		_, clientErr = io.ReadFull(c, make([]byte, 1))
 	}
 	state = c.ConnectionState()

@@ -157,7 +157,7 @@ func (c *rawPeer) answerPing(t testing.TB) {
 // expect reads frames until one of the kind comes.
 func (c *rawPeer) expect(t testing.TB, kind byte) (frame, []byte) {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	for {
 		h, body, err := c.frame()
 		if err != nil {
@@ -181,7 +181,7 @@ func (c *rawPeer) send(t testing.TB, h [frameSize]byte, body []byte) {
 // ending reads until the connection ends and says how.
 func (c *rawPeer) ending(t testing.TB) (frames []frame, err error) {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	for {
 		h, _, err := c.frame()
 		if err != nil {

@@ -58,7 +58,7 @@ func pair(t testing.TB, ao AcceptOptions, do DialOptions) (client, server *Conn)
 func limit(t testing.TB, conns ...*Conn) {
 	t.Helper()
 	for _, c := range conns {
-		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}

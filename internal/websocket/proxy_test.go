@@ -43,7 +43,7 @@ func startGateway(t *testing.T, server string, config *tls.Config, greet func(ne
 			}
 			serving.Go(func() {
 				defer client.Close()
-				_ = client.SetDeadline(time.Now().Add(10 * time.Second))
+				_ = client.SetDeadline(time.Now().Add(time.Minute))
 				asked := greet(client)
 				g.asked <- asked
 				if asked != "" {

@@ -31,7 +31,7 @@ func rawClient(t testing.TB, address string, accepted <-chan *Conn) (*net.TCPCon
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
@@ -83,7 +83,7 @@ func answerWith(t testing.TB, answer func(key string) []byte) (address string, s
 			return
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		r, err := http.ReadRequest(bufio.NewReader(conn))
 		if err != nil {
 			t.Errorf("read request: %v", err)

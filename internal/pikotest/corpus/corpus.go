@@ -17,7 +17,7 @@ import (
 )
 
 // patience is how long a connection may take to end after the last answer.
-const patience = 10 * time.Second
+const patience = 40 * time.Second
 
 // Entry is one connection of a client in the corpus: raw bytes, one code point for each.
 type Entry struct {

@@ -22,7 +22,7 @@ import (
 )
 
 // patience is how long the Await methods wait before they fail the test.
-const patience = 20 * time.Second
+const patience = 40 * time.Second
 
 // Node is one fake node. Its agents' and clients' ports are one.
 type Node struct {
