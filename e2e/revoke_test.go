@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"syscall"
 	"testing"
 	"time"
 
@@ -166,6 +167,29 @@ func TestSecurityAnExpiredTokenEndsWhatItHasBegun(t *testing.T) {
 		}
 	}
 	if err := contains(n.output(t), "token has expired"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A node that stops waits long for what runs, and revocations do not wait for it.
+func TestSecurityARevokedTokenEndsWhileItsNodeStops(t *testing.T) {
+	t.Parallel()
+	denied := writeFile(t, "denied", "# nobody yet\n")
+	n := startNode(t, nodeOptions{
+		Top: "drain_timeout = \"5m\"", Proxy: fmt.Sprintf("%s\nauth.denylist_file = %q\naccess_log = false", withKey, denied),
+	})
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "web", Addr: serve(t, endless)})
+	thief, honest := download(t, n, sign(t, claims{ID: "stolen"})), download(t, n, sign(t, claims{ID: "good"}))
+	n.signal(t, syscall.SIGTERM)
+	await(t, "the drain", settle, func() error { return contains(n.output(t), "draining") })
+	mustWriteFile(t, denied, "stolen\n")
+	if err := ends(t, thief, time.Minute); err != nil {
+		t.Errorf("a download of the revoked client: %v", err)
+	}
+	if err := ends(t, honest, 200*time.Millisecond); err == nil {
+		t.Error("a download of the other client has ended too")
+	}
+	if err := contains(n.output(t), "the process is stopping"); err != nil {
 		t.Error(err)
 	}
 }

@@ -61,11 +61,18 @@ func (l Loaded[C]) Run(ctx context.Context, p *Process) error {
 
 // Takes says that an assembly takes new settings from now on, as [Process.Reloads] does, in the type that they have.
 func Takes[C config.Settings](p *Process, prepare func(next C) (Change, error)) {
-	p.Reloads(func(next Settings) (Change, error) {
+	p.Reloads(typed(prepare))
+}
+
+// TakesLastly says how it takes them while it stops, as [Process.ReloadsLastly] does.
+func TakesLastly[C config.Settings](p *Process, prepare func(next C) (Change, error)) { p.ReloadsLastly(typed(prepare)) }
+
+func typed[C config.Settings](prepare func(next C) (Change, error)) Prepare {
+	return func(next Settings) (Change, error) {
 		l, ok := next.(Loaded[C])
 		if !ok {
 			return Change{}, fmt.Errorf("these are settings of another program: %T", next)
 		}
 		return prepare(l.Values)
-	})
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -103,9 +104,11 @@ type reloads struct {
 	asks     chan chan<- error // those who wait for the outcome
 	hangup   chan os.Signal    // SIGHUP
 	assembly chan Prepare      // holds it until the loop takes it
-	ended    chan struct{}     // closed by run when it returns
+	lastly   atomic.Pointer[Prepare]
+	ended    chan struct{} // closed by run when it returns
 
 	// Of the goroutine of run.
+	stopping bool
 	prepare Prepare
 	current Settings
 	files   []string // that may change: those of the current settings, and of the last that were refused
@@ -144,8 +147,8 @@ func (r *reloads) watched(s ...Settings) []string {
 	return slices.Compact(files)
 }
 
-// run reloads until ctx ends.
-func (r *reloads) run(ctx context.Context) {
+// run reloads until ctx ends, and then, as far as that is possible, until the process does.
+func (r *reloads) run(ctx, process context.Context) {
 	defer close(r.ended)
 	select {
 	case r.prepare = <-r.assembly:
@@ -158,9 +161,15 @@ func (r *reloads) run(ctx context.Context) {
 	settle := newSettler()
 	defer settle.stop()
 	settle.begin() // something may have changed since the settings were loaded
+	stop := ctx.Done()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-stop:
+			if r.lastly.Load() == nil {
+				return
+			}
+			r.stopping, stop = true, nil
+		case <-process.Done():
 			return
 		case done := <-r.asks:
 			settle.end()
@@ -203,7 +212,7 @@ func (r *reloads) gather(first chan<- error) []chan<- error {
 
 // command reloads because somebody asked for it.
 func (r *reloads) command(trigger string, waiting []chan<- error) {
-	r.p.reloading()
+	r.reloading()
 	next, err := r.read()
 	err = r.conclude(trigger, next, err)
 	for _, done := range waiting {
@@ -235,7 +244,7 @@ func (r *reloads) settled(settle *settler) {
 	if err == nil && len(r.current.Changes(next)) == 0 && len(r.lastProblems()) == 0 {
 		return // a comment, or the order of keys
 	}
-	r.p.reloading()
+	r.reloading()
 	_ = r.conclude("file", next, err) // logged; there is nobody else to tell
 }
 
@@ -255,6 +264,13 @@ func (r *reloads) lastProblems() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.last.Problems
+}
+
+// reloading tells systemd that a reload has begun, unless it is waiting for the process to stop.
+func (r *reloads) reloading() {
+	if !r.stopping {
+		r.p.reloading()
+	}
 }
 
 // read loads the settings and notes the content that it judges. What was there before the load is what counts: what is
@@ -283,6 +299,9 @@ func (r *reloads) loadFile() (Settings, error) {
 
 // conclude puts settings into use, or finds out why not, and tells everybody.
 func (r *reloads) conclude(trigger string, next Settings, err error) error {
+	if r.stopping {
+		return r.takeBack(trigger, next, err)
+	}
 	var changed []string
 	if err == nil {
 		changed, err = r.apply(next)
@@ -322,7 +341,9 @@ func (r *reloads) refused(trigger string, err error) {
 	r.last.Count++
 	r.last.Failures++
 	r.mu.Unlock()
-	r.p.reloaded("reload FAILED: " + problems[0])
+	if !r.stopping {
+		r.p.reloaded("reload FAILED: " + problems[0])
+	}
 }
 
 // apply prepares, commits and retires, and returns the keys that changed. With an error nothing has changed.

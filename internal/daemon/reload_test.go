@@ -163,7 +163,7 @@ func observe(t *testing.T, file, text string) *life {
 	l.p.reload = newReloads(l.p, s, origin{file: file, load: load})
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { l.p.reload.run(ctx) })
+	running.Go(func() { l.p.reload.run(ctx, ctx) })
 	running.Go(func() { _ = s.Run(ctx, l.p) })
 	<-l.process
 	t.Cleanup(func() {

@@ -81,8 +81,8 @@ func watch(p *Process, s Settings) int {
 	defer signal.Stop(p.reload.hangup)
 	all, finish := context.WithCancel(context.WithoutCancel(ctx)) // lasts as long as Run
 	var work sync.WaitGroup
-	work.Go(func() { p.reload.run(ctx) })
-	work.Go(func() { p.reload.control(ctx) })
+	work.Go(func() { p.reload.run(ctx, all) })
+	work.Go(func() { p.reload.control(all) })
 	if timeout := watchdogTimeout(); timeout > 0 && p.notify != nil {
 		work.Go(func() { p.guard(all, timeout) })
 	}

@@ -126,11 +126,7 @@ func (v *visitor) wantGone(t *testing.T) {
 	case <-time.After(3 * patience):
 		t.Error("the session of the agent is still there")
 	}
-	limit := time.Now().Add(patience)
-	_ = v.upgraded.SetReadDeadline(limit)
-	if _, err := v.upgraded.Read(make([]byte, 1)); err == nil || time.Now().After(limit) {
-		t.Errorf("the TCP connection ends with %v", err)
-	}
+	v.wantCut(t)
 	for kind := range v.clients {
 		eventually(t, "the end of the connection by "+kind, func() bool {
 			_, err := v.ask(t, kind, "/")
@@ -140,6 +136,16 @@ func (v *visitor) wantGone(t *testing.T) {
 	if a, err := tunnel.Dial(t.Context(), tunnel.DialOptions{URL: v.url("upstream", ""), TLS: v.conf.Clone()}); err == nil {
 		t.Errorf("another session of it is let in by %s", a.NodeID())
 		_ = a.CloseNow(io.EOF)
+	}
+}
+
+// wantCut waits for the end of the TCP connection.
+func (v *visitor) wantCut(t *testing.T) {
+	t.Helper()
+	limit := time.Now().Add(patience)
+	_ = v.upgraded.SetReadDeadline(limit)
+	if _, err := v.upgraded.Read(make([]byte, 1)); err == nil || time.Now().After(limit) {
+		t.Errorf("the TCP connection ends with %v", err)
 	}
 }
 

@@ -116,7 +116,7 @@ func (s *Server) others() *membership {
 func (s *Server) meeting(secret string) (kin, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.group == nil {
+	if s.group == nil || s.ending {
 		return kin{}, errors.New("the node is stopping")
 	}
 	return s.meetingLocked(s.life, s.group, secret)
@@ -263,7 +263,7 @@ func (h heir) Accepted(_ context.Context, answer json.RawMessage) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.group == nil {
+	if s.group == nil || s.ending {
 		return errors.New("the node is stopping")
 	}
 	s.meet(s.life, s.group, k, func() bool { return errors.Is(syscall.Kill(k.PID, 0), syscall.ESRCH) }) //nolint:contextcheck // as above

@@ -38,7 +38,10 @@ func assemble(c config.Pikod, p *daemon.Process) (run func(context.Context) erro
 	p.HandsOver(heir{srv})
 	p.Alive(srv.alive)
 	// Not only when it is ready: what keeps it from that may be a setting, such as the token for Consul.
-	srv.o.Begun = func() { daemon.Takes(p, srv.Prepare) }
+	srv.o.Begun = func() {
+		daemon.TakesLastly(p, srv.PrepareLastly)
+		daemon.Takes(p, srv.Prepare)
+	}
 	srv.o.Ready = p.Ready
 	return srv.Run, nil
 }

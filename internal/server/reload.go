@@ -94,7 +94,7 @@ func (s *Server) commit(n *live, moved []listening, open map[string]net.Listener
 			s.o.Log.WithError(err).Error("consul settings not changed") // Prepare has read the same files
 		}
 	}
-	if s.group == nil {
+	if s.group == nil || s.ending {
 		shut(open)
 		return nil // the node is stopping
 	}
@@ -125,7 +125,14 @@ func (s *Server) begin(life context.Context, group *errgroup.Group) {
 	}
 }
 
-// end lets Prepare add nothing more.
+// setEnding lets Prepare add nothing more.
+func (s *Server) setEnding() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ending = true
+}
+
+// end lets PrepareLastly add nothing more either.
 func (s *Server) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

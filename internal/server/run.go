@@ -58,8 +58,9 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-life.Done(): // a part failed; what still runs is drained all the same
 	}
-	s.end()
+	s.setEnding()
 	s.drain(context.WithoutCancel(ctx))
+	s.end()
 	stop()
 	return group.Wait()
 }

@@ -122,9 +122,10 @@ type Server struct {
 	state     atomic.Int32
 	listeners listeners
 
-	mu    sync.Mutex // guards the following
-	life  context.Context
-	group *errgroup.Group // nil while nothing runs
+	mu     sync.Mutex // guards the following
+	life   context.Context
+	group  *errgroup.Group // nil while nothing runs
+	ending bool            // it takes nothing new; see PrepareLastly
 
 	pairSecret, meetingAddr string // of a handover; set once, like paired
 }
