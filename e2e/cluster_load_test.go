@@ -81,7 +81,9 @@ func startCrowd(t testing.TB, c *cluster, o crowdOptions) *crowd {
 	f := &crowd{cluster: c, o: o}
 	f.ctx, f.stop = context.WithCancel(t.Context())
 	for _, n := range c.nodes {
-		f.clients = append(f.clients, n.client(t))
+		client := n.client(t)
+		client.Transport.(*http.Transport).IdleConnTimeout = reuse
+		f.clients = append(f.clients, client)
 	}
 	f.running.Go(f.requests)
 	for range o.Brief {

@@ -243,6 +243,11 @@ func (n *node) client(t testing.TB) *http.Client {
 	return &http.Client{Timeout: patience, Transport: transport, CheckRedirect: stay}
 }
 
+// reuse is how long a connection of a client that repeats nothing may be idle and be used again. A node that stops, or serves a
+// listener anew, ends idle connections only when it has taken their requests for a while longer and asked for other
+// connections. A client that uses one that was idle for longer may find that it has just been ended, with any server.
+const reuse = 100 * time.Millisecond
+
 // client2 is the same for HTTP/2 without TLS.
 func (n *node) client2(t testing.TB) *http.Client {
 	c := n.client(t)

@@ -49,7 +49,8 @@ func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 	f.ctx, f.stop = context.WithCancel(t.Context())
 	client := func(keep bool) *http.Client {
 		transport := &http.Transport{
-			DialContext: dialTo(n.proxy), DisableKeepAlives: !keep, MaxIdleConnsPerHost: 64, TLSClientConfig: o.TLS,
+			DialContext: dialTo(n.proxy), DisableKeepAlives: !keep, MaxIdleConnsPerHost: 64, IdleConnTimeout: reuse,
+			TLSClientConfig: o.TLS,
 		}
 		t.Cleanup(transport.CloseIdleConnections)
 		return &http.Client{Transport: transport, Timeout: time.Minute}
