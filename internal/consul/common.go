@@ -104,7 +104,7 @@ func (c *Common) List(ctx context.Context, name string) ([]string, error) {
 // Lock waits until no node holds the lock of this name, this one included, and takes it. The lock is lost with this
 // node's session, so what it guards must bear to be done twice.
 func (c *Common) Lock(ctx context.Context, name string) error {
-	key := c.d.base + "lock/" + url.PathEscape(name)
+	key := c.lockKey(name)
 	for {
 		taken, err := c.acquire(ctx, key)
 		if taken || err != nil {
@@ -116,34 +116,88 @@ func (c *Common) Lock(ctx context.Context, name string) error {
 	}
 }
 
-func (c *Common) acquire(ctx context.Context, key string) (bool, error) {
+func (c *Common) lockKey(name string) string { return c.d.base + "lock/" + url.PathEscape(name) }
+
+// acquire takes a lock that is free. Whoever holds a lock may acquire it again, also one whose taking or giving back was not
+// answered; that two of our own goroutines do not hold it at once is for claim to see to.
+func (c *Common) acquire(ctx context.Context, key string) (taken bool, err error) {
 	session := *c.d.session.Load()
-	if session == "" {
-		return false, nil // until Consul has given us one
+	if session == "" || !c.d.claim(key) {
+		return false, nil // until Consul has given us one, or whoever has it gives it back
 	}
+	defer func() {
+		if !taken {
+			c.d.disclaim(key)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
 	defer cancel()
-	// Whoever holds a lock may acquire it again, which must not let two of our own goroutines in: the first is told by
-	// the count of a key that it has just made.
-	done, _, _, err := c.d.writeClient.Txn().Txn(api.TxnOps{
-		{KV: &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: key}},
+	taken, _, _, err = c.d.writeClient.Txn().Txn(api.TxnOps{
 		{KV: &api.KVTxnOp{Verb: api.KVLock, Key: key, Value: []byte(c.d.node.ID), Session: session}},
 	}, readOptions(ctx))
 	if code := status(err); code != 0 && code < 500 && code != http.StatusForbidden { // to be denied it is for good
 		return false, nil // the session has just ended; there will be another
 	}
-	return done && err == nil, err
+	return taken && err == nil, err
 }
 
-// Unlock gives a lock back.
+// Unlock gives a lock back. One of which Consul does not hear is given back some time later.
 func (c *Common) Unlock(ctx context.Context, name string) error {
+	key := c.lockKey(name)
+	defer c.d.disclaim(key)
+	return c.giveBack(ctx, key)
+}
+
+// giveBack deletes a lock if this node holds it.
+func (c *Common) giveBack(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*writeTime)
 	defer cancel()
-	session := *c.d.session.Load()
-	key := c.d.base + "lock/" + url.PathEscape(name)
 	_, _, _, err := c.d.writeClient.Txn().Txn(api.TxnOps{
-		{KV: &api.KVTxnOp{Verb: api.KVCheckSession, Key: key, Session: session}},
+		{KV: &api.KVTxnOp{Verb: api.KVCheckSession, Key: key, Session: *c.d.session.Load()}},
 		{KV: &api.KVTxnOp{Verb: api.KVDelete, Key: key}},
 	}, readOptions(ctx))
 	return err
+}
+
+// claim notes that a goroutine of this node takes a lock or holds it, unless another one does.
+func (d *Directory) claim(key string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.claimed[key] {
+		return false
+	}
+	d.claimed[key] = true
+	return true
+}
+
+func (d *Directory) disclaim(key string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.claimed, key)
+}
+
+// findLocks adds the locks that nobody will give back: those of this node that none of its goroutines has, since Consul did not
+// answer when they were taken or given back, and those of no session.
+func (d *Directory) findLocks(ctx context.Context, found map[string]func(context.Context) error) error {
+	pairs, _, err := d.readClient.KV().List(d.base+"lock/", readOptions(ctx))
+	if err != nil {
+		return fmt.Errorf("list the locks: %w", err)
+	}
+	session := *d.session.Load()
+	for _, pair := range pairs {
+		switch {
+		case pair.Session == "":
+			found[pair.Key] = func(ctx context.Context) error { return d.removeUnlocked(ctx, pair.Key) }
+		case pair.Session == session && d.claim(pair.Key):
+			d.disclaim(pair.Key)
+			found[pair.Key] = func(ctx context.Context) error {
+				if !d.claim(pair.Key) {
+					return nil
+				}
+				defer d.disclaim(pair.Key)
+				return d.Common().giveBack(ctx, pair.Key)
+			}
+		}
+	}
+	return nil
 }

@@ -110,6 +110,7 @@ type Directory struct {
 	mu         sync.Mutex
 	stopped    chan struct{}        // closed by Run when session and writer have ended; nil before Run
 	complained map[string]time.Time // by message
+	claimed    map[string]bool      // locks that a goroutine of this node has or takes, by key
 }
 
 var clusterName = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?$`)
@@ -143,7 +144,7 @@ func newDirectory(o Options, p pace) (*Directory, error) {
 		log: o.Log, pace: p, base: o.Settings.Prefix + "/" + o.Cluster + "/v1/", catalog: catalogName(o.Cluster, o.Node.ID),
 		servers: list, tokens: newTokens(o.Settings, env), env: env, budget: rate.NewLimiter(2, 10),
 		listing: make(chan struct{}, maxLists), leaving: make(chan struct{}), ready: make(chan struct{}),
-		complained: map[string]time.Time{},
+		complained: map[string]time.Time{}, claimed: map[string]bool{},
 	}
 	if d.node.Started.IsZero() {
 		d.node.Started = time.Now()

@@ -14,7 +14,7 @@ import (
 )
 
 // sweep removes, until ctx ends, what dead nodes left behind and no session removes: nodes of the catalog that have
-// neither a record nor a session, and keys that lost their lock. Every node does so, each thing after it has been seen
+// neither a record nor a session, keys that lost their lock, and locks that nobody gives back. Every node does so, each thing after it has been seen
 // dead for a while and with a transaction that does nothing when the node has returned, so no election is needed.
 func (d *Directory) sweep(ctx context.Context) {
 	dead := map[string]time.Time{} // what was found dead, and since when
@@ -90,6 +90,9 @@ func (d *Directory) findDead(ctx context.Context) (map[string]func(context.Conte
 		if !alive[path.Base(prefix)] {
 			found[prefix] = func(ctx context.Context) error { return d.removeUnlocked(ctx, prefix) }
 		}
+	}
+	if err := d.findLocks(ctx, found); err != nil {
+		return nil, err
 	}
 	q := readOptions(ctx)
 	q.NodeMeta = map[string]string{metaCluster: d.cluster}

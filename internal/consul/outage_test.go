@@ -159,6 +159,8 @@ type liar struct {
 	*httptest.Server
 	lie atomic.Pointer[func(http.ResponseWriter, *http.Request) bool]
 
+	through func(http.ResponseWriter, *http.Request) // asks Consul
+
 	mu   sync.Mutex
 	seen map[string]int // requests by method
 }
@@ -175,7 +177,7 @@ func newLiar(t *testing.T, c *consultest.Consul, secure bool) *liar {
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }, Transport: transport,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
-	l := &liar{seen: map[string]int{}}
+	l := &liar{seen: map[string]int{}, through: proxy.ServeHTTP}
 	l.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.mu.Lock()
 		l.seen[r.Method]++
