@@ -119,9 +119,9 @@ func (a *Agent) prepareConnection(next config.Agent, changed keys) (commit func(
 	}, nil
 }
 
-// startLocked runs a listener.
+// startLocked runs a listener, unless it runs or nothing does. Settings that come before Run has begun are what it begins with.
 func (a *Agent) startLocked(l *listener) {
-	if a.life == nil {
+	if a.life == nil || l.stop != nil {
 		return
 	}
 	if l.service.dangerous() {
@@ -163,9 +163,9 @@ func (a *Agent) retire(next, old *shape) {
 	ctx := a.life.ctx
 	wanted := next.byEndpoint()
 	for _, l := range old.listeners {
-		switch successor := wanted[strings.ToLower(l.settings.Endpoint)]; successor {
-		case l:
-		case nil:
+		switch successor := wanted[strings.ToLower(l.settings.Endpoint)]; {
+		case successor == l, l.stop == nil: // wanted, or it never ran
+		case successor == nil:
 			l.stop()
 		default:
 			a.running.Go(func() {
