@@ -108,24 +108,25 @@ func (d *desk) Unlisten(t *tunnel.Session, given string) {
 }
 
 // Token takes a new token in place of the one that the session was opened with. Verifying it may have to fetch a key,
-// which the control goroutine must not wait for.
+// which the control goroutine must not wait for. Of those that come meanwhile the last one is verified next.
 func (d *desk) Token(t *tunnel.Session, bearer string) {
 	x := d.session
 	x.adopt(t)
-	if x.renewing.Swap(true) {
-		return // an agent in its right mind sends one in hours
+	if x.await(bearer) {
+		return
 	}
 	d.server.sessions.spawn(func() {
-		defer x.renewing.Store(false)
-		ctx, cancel := context.WithTimeout(d.ctx, renewTimeout)
-		defer cancel()
-		d.renew(ctx, bearer)
+		for bearer, ok := x.newest(); ok; bearer, ok = x.newest() {
+			d.renew(bearer)
+		}
 	})
 }
 
 // renew checks the new token and withdraws the endpoints that it does not cover. A bad one changes nothing: the old one
 // is good until it expires.
-func (d *desk) renew(ctx context.Context, bearer string) {
+func (d *desk) renew(bearer string) {
+	ctx, cancel := context.WithTimeout(d.ctx, renewTimeout)
+	defer cancel()
 	x, s := d.session, d.server
 	id, err := s.now().agents.Renew(ctx, x.identity.Load(), bearer)
 	if err != nil {

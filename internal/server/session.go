@@ -30,11 +30,12 @@ type session struct {
 	expired  atomic.Bool
 	useful   atomic.Bool // has offered something
 	ended    bool        // guarded by the lock of the set
-	renewing atomic.Bool
 
-	mu        sync.Mutex // guards the following; held by the control goroutine and by status requests only
+	mu        sync.Mutex // guards the following; held by the control goroutine, its renewal and status requests only
 	endpoints map[string]router.Key
-	over      bool // nothing is offered any more
+	over      bool   // nothing is offered any more
+	bearer    string // the newest token that nobody has verified yet; "": none
+	renewing  bool   // somebody verifies tokens until there is none
 }
 
 func newSession(id *auth.Identity, s *tls.ConnectionState) *session {
@@ -45,6 +46,24 @@ func newSession(id *auth.Identity, s *tls.ConnectionState) *session {
 		x.holder = holderOf(id)
 	}
 	return x
+}
+
+// await keeps a token until it is verified, and reports whether somebody is about to do that.
+func (x *session) await(bearer string) (renewing bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	renewing, x.renewing = x.renewing, true
+	x.bearer = bearer
+	return renewing
+}
+
+// newest takes the token that is to be verified next. Without one the renewal is over.
+func (x *session) newest() (bearer string, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	bearer, x.bearer = x.bearer, ""
+	x.renewing = bearer != ""
+	return bearer, x.renewing
 }
 
 // adopt sets the connection. The handler of the handshake and the control goroutine both know it first, so both call
