@@ -53,8 +53,9 @@ bin/bench:
 	cd bench && $(GO) build -o ../bin/bench .
 
 .PHONY: test-cluster
-test-cluster: tools build bin/consul ## kill, stop and cut off nodes and Consul for long: less than half an hour
-	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=cluster -count=1 -v -timeout=60m -run='^TestLong' .
+test-cluster: tools build bin/consul ## on a quiet machine: kill, stop and cut off nodes and Consul for long, and hold bounds of time: 25 minutes
+	cd e2e && E2E_QUIET=1 PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=cluster -count=1 -v -timeout=60m \
+		-run='^TestLong|^TestHandover|UnderLoad$$|AfterEveryCrash$$|SurvivesAKill$$|NewEndpointAtOnce$$|OverZones$$|ItMust$$' .
 
 # Of each kind of bytes from outside, the fuzz target that sees most of what is made of them.
 SECURITY_FUZZ := guard:FuzzSplit guard:FuzzNetHTTP guard:FuzzOutput endpoint:FuzzFromHost tunnel:FuzzNothingConfusesALink \
@@ -70,7 +71,7 @@ test-security: build bin/consul bin/h2spec ## try attacks, limits, secrets, rota
 		./internal/endpoint ./internal/websocket ./internal/tunnel ./internal/proxy
 	$(GO) test -count=1 -timeout=5m -run='CVE|Corpus|Tenant|Token|Begun|Limit|Abuse|Guest|Secret|Open|Refus|Denylist' \
 		./internal/server ./internal/cluster ./internal/config ./pikod
-	cd e2e && PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=10m -run='^TestSecurity|^TestLogsAre' .
+	cd e2e && E2E_QUIET=1 PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=10m -run='^TestSecurity|^TestLogsAre' .
 	@$(MAKE) --no-print-directory fuzz-security
 	@if [ -n "$(VULNDB)" ]; then $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db "$(VULNDB)" ./...; fi
 

@@ -11,13 +11,9 @@ import (
 	"time"
 )
 
+// TestClusterOutlivesConsul stops Consul, moves an agent and starts another meanwhile, and then loses what Consul knows.
 func TestClusterOutlivesConsul(t *testing.T) {
 	t.Parallel()
-	consulGone(t, 5*time.Second)
-}
-
-// consulGone stops Consul, moves an agent and starts another meanwhile, and then loses what Consul knows.
-func consulGone(t *testing.T, lasting time.Duration) {
 	c := startCluster(t, 3, "")
 	onNode(t, c.nodes[0], "stays", "ok")
 	moves := onNode(t, c.nodes[0], "moves", "ok")
@@ -33,7 +29,7 @@ func consulGone(t *testing.T, lasting time.Duration) {
 		c.routed(t, endpoint)
 	}
 	t.Logf("without Consul everything is reachable %s after the agents were there", time.Since(began).Round(time.Millisecond))
-	c.quiet(t, lasting)
+	c.quiet(t, 5*time.Second)
 	c.consul.Restart()
 	c.quiet(t, 2*time.Second)
 
@@ -101,11 +97,10 @@ func (c *cluster) destroySessions(t *testing.T) {
 	}
 }
 
-// TestClusterRoutesANewEndpointAtOnce is not parallel: it measures how fast.
-func TestClusterRoutesANewEndpointAtOnce(t *testing.T) { propagation(t, 30) }
-
-// propagation measures how long it takes from an endpoint's being held by one node to its being known to all.
-func propagation(t *testing.T, count int) {
+// TestClusterRoutesANewEndpointAtOnce measures how long it takes from an endpoint's being held by one node to its being known
+// to all. It is not parallel: it measures.
+func TestClusterRoutesANewEndpointAtOnce(t *testing.T) {
+	const count = 30
 	c := startCluster(t, 3, "")
 	var took []time.Duration
 	for i := range count {

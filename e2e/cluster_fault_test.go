@@ -79,11 +79,9 @@ func (c *cluster) sentTo(t testing.TB, x failure, node string) bool {
 	}
 }
 
-// TestClusterPassesOverAStoppedNode is not parallel: it measures how fast.
-func TestClusterPassesOverAStoppedNode(t *testing.T) { stoppedNode(t, 5*time.Second) }
-
-// stoppedNode suspends a node for some time.
-func stoppedNode(t *testing.T, lasting time.Duration) {
+// TestClusterPassesOverAStoppedNode suspends a node for some time. It is not parallel: it measures how fast.
+func TestClusterPassesOverAStoppedNode(t *testing.T) {
+	const lasting = 5 * time.Second
 	c := startCluster(t, 3, "")
 	onNode(t, c.nodes[1], "e", "ok")
 	onNode(t, c.nodes[2], "e", "ok")

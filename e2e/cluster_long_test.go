@@ -2,10 +2,7 @@
 
 package e2e
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
 // What takes too long for every change runs by `make test-cluster`.
 
@@ -15,10 +12,4 @@ func TestLongRollingRestartOfClassicAgents(t *testing.T) { classicRollingRestart
 
 func TestLongGhosts(t *testing.T) { ghosts(t, 50) }
 
-func TestLongStop(t *testing.T) { stoppedNode(t, 30*time.Second) }
-
 func TestLongBalance(t *testing.T) { balanced(t, 10_000, 2) }
-
-func TestLongLossOfConsul(t *testing.T) { consulGone(t, 3*time.Minute) }
-
-func TestLongPropagation(t *testing.T) { propagation(t, 100) }
