@@ -297,10 +297,13 @@ func grpcCancel(ctx context.Context, t *testing.T, c pb.TestServiceClient, s *gr
 }
 
 func grpcDeadline(ctx context.Context, t *testing.T, c pb.TestServiceClient, s *grpcService) {
-	ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	stream, err := c.FullDuplexCall(ctx)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil { // the service has the call
 		t.Fatal(err)
 	}
 	if _, err := stream.Recv(); status.Code(err) != codes.DeadlineExceeded {
