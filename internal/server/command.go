@@ -168,7 +168,7 @@ func healthCommand() daemon.Command {
 	var n node
 	var ready bool
 	return daemon.Command{
-		Name: "healthcheck", Usage: "[--ready] [--admin URL]",
+		Name: "healthcheck", Usage: "[--ready] [--admin URL] [--token-file FILE]",
 		Summary: "exit with 0 if the node on this host works",
 		Flags: func(fs *flag.FlagSet) {
 			n.flags(fs)

@@ -25,6 +25,7 @@ import (
 func main() {
 	ready := flag.String("ready", "8002", "port of the nodes that answers GET /ready")
 	flag.Parse()
+	// House rule: this is the main function, so its context comes from nowhere.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := run(ctx, *ready, flag.Args()); err != nil {
