@@ -25,7 +25,7 @@ func readQuiet(t testing.TB, c net.Conn, br *bufio.Reader, want int) string {
 		case quiet:
 			wait = patience
 		case len(answersIn(got.String())) < want:
-			wait = 5 * time.Second
+			wait = 2 * time.Second
 		}
 		if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 			return got.String()
