@@ -101,8 +101,8 @@ func exposed(t *testing.T, change func(*config.Pikod)) (*running, *recorder) {
 	return n, n.recorder("e", "")
 }
 
-// exchange sends bytes on a connection of their own and returns what comes until the node closes it, or says nothing for a
-// while.
+// exchange sends bytes on a connection of their own and returns what comes until the node closes it, or says nothing more for
+// a while once it has answered.
 func (n *running) exchange(raw string) string {
 	n.t.Helper()
 	conn, err := net.Dial("tcp", n.server.Addr("proxy").String())
@@ -115,7 +115,11 @@ func (n *running) exchange(raw string) string {
 	var out bytes.Buffer
 	buf := make([]byte, 4096)
 	for {
-		_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		quiet := patience
+		if have := statuses(out.String()); have != "" && have != "100" {
+			quiet = 300 * time.Millisecond
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(quiet))
 		k, err := conn.Read(buf)
 		out.Write(buf[:k])
 		if err != nil {

@@ -29,7 +29,7 @@ func TestNetworksOfNodesDoNotKeepAHandoverApart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			ended := make(chan error, 1)
 			go func() { ended <- s.Run(ctx) }()
 			defer func() {
