@@ -91,7 +91,7 @@ func TestReloadOfOneListenerTouchesNoOther(t *testing.T) {
 // answer sends a text and reads as much.
 func answer(t *testing.T, st *tunnel.Stream, text string) string {
 	t.Helper()
-	if err := st.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := st.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(st, text); err != nil {
