@@ -104,16 +104,21 @@ func startCrowd(t testing.TB, c *cluster, o crowdOptions) *crowd {
 	return f
 }
 
-// requests sends one after the other when they are due, and does not wait for answers.
+// requests sends one after the other when they are due, and does not wait for answers, unless it waits for many.
 func (f *crowd) requests() {
 	began := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	waiting := make(chan struct{}, len(f.clients)*mostWaiting)
 	for i := 0; ; i++ {
 		timer.Reset(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(f.o.Rate))))
 		select {
 		case <-timer.C:
-			f.running.Go(func() { f.request(i) })
+			waiting <- struct{}{}
+			f.running.Go(func() {
+				f.request(i)
+				<-waiting
+			})
 		case <-f.ctx.Done():
 			return
 		}

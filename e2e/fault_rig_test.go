@@ -199,10 +199,15 @@ func (r *rig) watchOver(endpoints []string, nodes ...int) *witness {
 			w.running.Go(func() {
 				tick := time.NewTicker(50 * time.Millisecond)
 				defer tick.Stop()
+				waiting := make(chan struct{}, mostWaiting)
 				for {
 					select {
 					case <-tick.C:
-						w.running.Go(func() { w.ask(t, client, i, endpoint) }) //nolint:contextcheck // what has begun is seen through
+						waiting <- struct{}{}
+						w.running.Go(func() { //nolint:contextcheck // what has begun is seen through
+							w.ask(t, client, i, endpoint)
+							<-waiting
+						})
 					case <-ctx.Done():
 						return
 					}

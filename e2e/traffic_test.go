@@ -32,6 +32,10 @@ type traffic struct {
 	slowest               atomic.Int64 // nanoseconds
 }
 
+// mostWaiting is how many requests of one kind may wait for their answers before no more are sent: a machine without processors
+// to spare would only get more and more to do, and run out of file descriptors.
+const mostWaiting = 64
+
 // trafficOptions say what there is.
 type trafficOptions struct {
 	Endpoint   string
@@ -42,7 +46,7 @@ type trafficOptions struct {
 
 func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 	t.Helper()
-	f := &traffic{t: t, url: at(o.Endpoint, ""), running: make(chan struct{}, 64)}
+	f := &traffic{t: t, url: at(o.Endpoint, ""), running: make(chan struct{}, mostWaiting)}
 	if o.TLS != nil {
 		f.url = strings.Replace(f.url, "http:", "https:", 1)
 	}
@@ -67,8 +71,7 @@ func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 	return f
 }
 
-// requests sends one after the other when they are due, and does not wait for answers, unless it waits for a great many: a
-// machine without processors to spare would only get more and more to do.
+// requests sends one after the other when they are due, and does not wait for answers, unless it waits for many.
 func (f *traffic) requests(rate int) {
 	began := time.Now()
 	for i := 0; ; i++ {
