@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/pikoproxy/piko/internal/config"
 )
 
 // maxSet is the largest key set that is read, in bytes.
@@ -61,8 +63,8 @@ func loopback(host string) bool {
 	return err == nil && a.Unmap().IsLoopback()
 }
 
-// name returns the source without a password.
-func (s source) name() string { return s.url.Redacted() }
+// name returns the source without what may be secret.
+func (s source) name() string { return config.PrivateURL(s.url.String()).String() }
 
 // trouble returns what went wrong last, as the tail of a sentence.
 func (s source) trouble() string {
@@ -107,6 +109,9 @@ func (s source) read(ctx context.Context, had string) (set *jose.JSONWebKeySet, 
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
+		if outer, ok := errors.AsType[*url.Error](err); ok {
+			err = outer.Err // it repeats the whole address
+		}
 		return nil, "", err
 	}
 	defer resp.Body.Close()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestAnEntityTagIsNotInheritedWithoutItsKeys(t *testing.T) {
 	defer server.Close()
 	fresh := func() *keySet {
 		s, err := newKeySet(config.JWKS{
-			URL: server.URL, CacheTTL: config.Duration(time.Hour), Timeout: config.Duration(10 * time.Second),
+			URL: config.PrivateURL(server.URL), CacheTTL: config.Duration(time.Hour), Timeout: config.Duration(10 * time.Second),
 		}, Options{Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
@@ -62,7 +63,7 @@ func TestNotModifiedUnaskedIsNoKeySet(t *testing.T) {
 		w.WriteHeader(http.StatusNotModified)
 	}))
 	defer server.Close()
-	s, err := newKeySet(config.JWKS{URL: server.URL, CacheTTL: config.Duration(time.Hour), Timeout: config.Duration(10 * time.Second)},
+	s, err := newKeySet(config.JWKS{URL: config.PrivateURL(server.URL), CacheTTL: config.Duration(time.Hour), Timeout: config.Duration(10 * time.Second)},
 		Options{Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
@@ -71,5 +72,28 @@ func TestNotModifiedUnaskedIsNoKeySet(t *testing.T) {
 	s.fetch(t.Context(), &retry)
 	if f, err := s.current(); err == nil {
 		t.Errorf("%d keys count as the set", len(f.keys))
+	}
+}
+
+// A key server may want a secret in the address. It must not get into the log when the server does not answer.
+func TestAddressOfAKeySetIsShownWithoutItsSecrets(t *testing.T) {
+	s := httptest.NewServer(nil)
+	s.Close() // nobody answers now
+	v, err := New(config.Auth{JWKS: config.JWKS{
+		URL: config.PrivateURL(s.URL + "/keys?key=canary"), CacheTTL: config.Duration(time.Hour), Timeout: config.Duration(5 * time.Second),
+	}}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	retry := time.Second
+	v.set.fetch(t.Context(), &retry)
+	for name, err := range map[string]error{"trouble": v.Trouble(), "not ready": v.Ready()} {
+		if err == nil || strings.Contains(err.Error(), "canary") || !strings.Contains(err.Error(), "/keys?[redacted]") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err = New(config.Auth{JWKS: config.JWKS{URL: "http://user:canary@keys.example/set?canary"}}, Options{})
+	if err == nil || strings.Contains(err.Error(), "canary") {
+		t.Errorf("refused by %v", err)
 	}
 }

@@ -63,13 +63,13 @@ func newKeySet(c config.JWKS, o Options) (*keySet, error) {
 	if o.Section != "" {
 		problem.Key = o.Section + "." + problem.Key
 	}
-	u, err := url.Parse(c.URL)
+	u, err := url.Parse(string(c.URL))
 	if err != nil {
 		return nil, problem
 	}
 	s, ok := newSource(u, time.Duration(c.Timeout), o.Version)
 	if !ok {
-		problem.Have = strconv.Quote(u.Redacted())
+		problem.Have = strconv.Quote(c.URL.String())
 		return nil, problem
 	}
 	return &keySet{

@@ -87,7 +87,7 @@ func run(t *testing.T, v *auth.Verifier) {
 }
 
 func setOf(s *keyServer, ttl time.Duration) config.Auth {
-	return config.Auth{JWKS: config.JWKS{URL: s.URL + "/keys", CacheTTL: config.Duration(ttl), Timeout: config.Duration(5 * time.Second)}}
+	return config.Auth{JWKS: config.JWKS{URL: config.PrivateURL(s.URL + "/keys"), CacheTTL: config.Duration(ttl), Timeout: config.Duration(5 * time.Second)}}
 }
 
 func TestKeySetRotates(t *testing.T) {

@@ -138,7 +138,7 @@ func (l *loader) checkAuth(section string, a Auth) {
 	if a.JWKS.URL == "" || l.bad(key) {
 		return
 	}
-	u, err := url.Parse(a.JWKS.URL)
+	u, err := url.Parse(string(a.JWKS.URL))
 	ok := err == nil && u.User == nil && u.Fragment == ""
 	if ok {
 		switch u.Scheme {
@@ -153,7 +153,7 @@ func (l *loader) checkAuth(section string, a Auth) {
 		}
 	}
 	if !ok {
-		l.blame(Problem{Key: key, Want: "https://..., file:///path, or http:// with a loopback address", Have: quote(a.JWKS.URL)})
+		l.blame(Problem{Key: key, Want: "https://..., file:///path, or http:// with a loopback address", Have: quote(a.JWKS.URL.String())})
 	}
 }
 

@@ -181,7 +181,8 @@ func TestSecretsAreNeverShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range []any{s, &s, u, &u, struct{ S Secret }{s}, struct{ U ProxyURL }{u}, []any{s, u}} {
+	p := PrivateURL("https://user:" + canary + "@keys:1/set?key=" + canary)
+	for _, v := range []any{s, &s, u, &u, p, &p, struct{ S Secret }{s}, struct{ U ProxyURL }{u}, []any{s, u}} {
 		encoded, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)

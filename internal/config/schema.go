@@ -103,7 +103,11 @@ func isTables(t reflect.Type) bool { return t.Kind() == reflect.Slice && isTable
 
 // isSecret reports whether values of a field must not be shown.
 func isSecret(sf reflect.StructField) bool {
-	return sf.Type == reflect.TypeFor[Secret]() || sf.Type == reflect.TypeFor[ProxyURL]()
+	switch sf.Type {
+	case reflect.TypeFor[Secret](), reflect.TypeFor[ProxyURL](), reflect.TypeFor[PrivateURL]():
+		return true
+	}
+	return false
 }
 
 // defaultEntry returns what an entry of a list of tables is before its table is read.

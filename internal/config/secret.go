@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/url"
+	"strings"
 )
 
 // redacted stands where a secret would be shown.
@@ -95,3 +96,30 @@ func (p *ProxyURL) set(s string) (err error) {
 	*p, err = ParseProxyURL(s)
 	return err
 }
+
+// PrivateURL is an address that may hold a secret: in its user and password, or in its query. They are never shown. As a text
+// it is the whole address.
+type PrivateURL string
+
+// String returns the address without what may be secret.
+func (p PrivateURL) String() string {
+	u, err := url.Parse(string(p))
+	if err != nil {
+		return redacted
+	}
+	if u.User != nil {
+		u.User = url.User(redacted)
+	}
+	if u.RawQuery != "" {
+		u.RawQuery = redacted
+	}
+	u.Fragment, u.RawFragment = "", ""
+	// What url.User has escaped is our own.
+	return strings.Replace(u.String(), url.User(redacted).String(), redacted, 1)
+}
+
+// Format writes what String returns, whatever the verb.
+func (p PrivateURL) Format(f fmt.State, _ rune) { fmt.Fprint(f, p.String()) }
+
+// MarshalText returns what String returns.
+func (p PrivateURL) MarshalText() ([]byte, error) { return []byte(p.String()), nil }

@@ -78,8 +78,9 @@ func (a Auth) Enabled() bool {
 
 // JWKS says where a key set is fetched from.
 type JWKS struct {
-	// Where the key set is: `https://...`, or `file:///path`. `http://` is taken for a loopback address only.
-	URL string `toml:"url" reload:"live"`
+	// Where the key set is: `https://...`, or `file:///path`. `http://` is taken for a loopback address only. A user with
+	// a password, and a query, are not shown anywhere.
+	URL PrivateURL `toml:"url" reload:"live"`
 	// How long a fetched key set is used before it is fetched again.
 	CacheTTL Duration `toml:"cache_ttl" reload:"live" min:"1s"`
 	// How long one fetch may take.

@@ -65,7 +65,9 @@ func Takes[C config.Settings](p *Process, prepare func(next C) (Change, error)) 
 }
 
 // TakesLastly says how it takes them while it stops, as [Process.ReloadsLastly] does.
-func TakesLastly[C config.Settings](p *Process, prepare func(next C) (Change, error)) { p.ReloadsLastly(typed(prepare)) }
+func TakesLastly[C config.Settings](p *Process, prepare func(next C) (Change, error)) {
+	p.ReloadsLastly(typed(prepare))
+}
 
 func typed[C config.Settings](prepare func(next C) (Change, error)) Prepare {
 	return func(next Settings) (Change, error) {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 )
@@ -64,5 +65,13 @@ func TestVersionSaysWhatIsKnown(t *testing.T) {
 		if have := describe(c.info, c.version, c.commit, c.date); !strings.HasPrefix(have, c.want) {
 			t.Errorf("%s: have %q, want %q", c.name, have, c.want)
 		}
+	}
+}
+
+func TestNoCoreIsWritten(t *testing.T) {
+	noCores()
+	var have syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &have); err != nil || have.Cur != noCore || have.Max != noCore {
+		t.Errorf("the limit of cores is %v, %v", have, err)
 	}
 }

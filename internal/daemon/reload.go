@@ -109,10 +109,10 @@ type reloads struct {
 
 	// Of the goroutine of run.
 	stopping bool
-	prepare Prepare
-	current Settings
-	files   []string // that may change: those of the current settings, and of the last that were refused
-	judged  fingerprint
+	prepare  Prepare
+	current  Settings
+	files    []string // that may change: those of the current settings, and of the last that were refused
+	judged   fingerprint
 
 	mu    sync.Mutex // guards the following
 	last  Outcome

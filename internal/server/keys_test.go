@@ -44,7 +44,7 @@ func TestAKeyServerThatIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	asks := config.DefaultTenant().Auth
-	asks.JWKS.URL = keys.URL
+	asks.JWKS.URL = config.PrivateURL(keys.URL)
 	n := start(t, func(c *config.Pikod) { c.Proxy.Auth, c.Upstream.Auth = asks, asks })
 
 	ready := func(want int) func() bool {
