@@ -31,11 +31,11 @@ const (
 // from several goroutines at once. A Client that has listened holds sessions and goroutines until [Client.Shutdown] or
 // [Client.Close].
 type Client struct {
-	// URL is where agents connect: the upstream port of a node, or of a balancer before several nodes. The scheme is
+	// URL is where agents connect: the upstream listener of a node, or that of a balancer before several nodes. The scheme is
 	// http, https, ws or wss; a path is kept as a prefix. Empty means DefaultURL.
 	URL string
 
-	// ProxyURL is where Dial connects: the proxy port of a node, or of a balancer. Empty means DefaultProxyURL.
+	// ProxyURL is where Dial connects: the proxy listener of a node, or that of a balancer. Empty means DefaultProxyURL.
 	ProxyURL string
 
 	// Token is the bearer token to present; empty presents none. TokenSource wins when both are set.

@@ -11,7 +11,7 @@ import (
 	"github.com/pikoproxy/piko/internal/websocket"
 )
 
-// dialPath is where a node's proxy port opens byte streams; the endpoint follows.
+// dialPath is where a node's proxy listener opens byte streams; the endpoint follows.
 const dialPath = "_piko/v1/tcp/"
 
 // Dial opens a byte stream to an endpoint. An agent must offer the endpoint with [TCP].

@@ -29,7 +29,7 @@
 //
 // [Client.Dial] opens one byte stream to an endpoint. What it returns can close its two directions separately, like a
 // TCP connection. HTTP services need no Dial: any HTTP client that names the endpoint in the Host (my-endpoint.example.com)
-// or in the header x-piko-endpoint reaches them through the proxy port of any node.
+// or in the header x-piko-endpoint reaches them through the proxy listener of any node.
 //
 // # Authentication
 //

@@ -20,7 +20,7 @@ func Program() daemon.Program {
 		},
 		Commands: []daemon.Command{diagnoseCommand()},
 		Flags: func(fs *flag.FlagSet) {
-			fs.StringVar(&url, "url", "", "`URL` of the upstream port of a node or balancer")
+			fs.StringVar(&url, "url", "", "`URL` of the upstream listener of a node, or of a balancer")
 			fs.StringVar(&tokenFile, "token-file", "", "`FILE` with the token to present")
 		},
 		Load: func(file string, args []string) (daemon.Settings, error) {

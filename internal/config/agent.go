@@ -8,7 +8,7 @@ type Agent struct {
 	DrainTimeout Duration `toml:"drain_timeout" reload:"live"`
 	// What is logged, and how.
 	Log Log `toml:"log"`
-	// The server that the agent connects to.
+	// The nodes that the agent connects to.
 	Connect AgentConnect `toml:"connect"`
 	// The listener for operators, probes and scrapers. Off unless it has an address.
 	Admin Admin `toml:"admin"`
@@ -16,16 +16,16 @@ type Agent struct {
 	Listeners []Listener `toml:"listeners" key:"endpoint" reload:"live"`
 }
 
-// AgentConnect holds the settings of an agent's connection to the server.
+// AgentConnect holds the settings of an agent's sessions with nodes.
 type AgentConnect struct {
-	// Address of the server's upstream listener: `http://host:port` or `https://host:port`, with a path if a proxy in
-	// front of it wants one.
+	// Address of the upstream listener of a node or balancer: `http://host:port` or `https://host:port`, with a path if a
+	// proxy in front of it wants one.
 	URL string `toml:"url" reload:"live" required:"true"`
 	// How many sessions to keep, each to another node as far as there are that many.
 	Connections int `toml:"connections" reload:"live" min:"1" max:"64"`
 	// Token that allows the agent to offer its endpoints.
 	Token Secret `toml:"token" reload:"live"`
-	// File that holds `token`. It is read again when it changes, and the server gets the new token without a new
+	// File that holds `token`. It is read again when it changes, and nodes get the new token without a new
 	// connection.
 	TokenFile File `toml:"token_file" reload:"live" into:"Token"`
 	// Tenant whose endpoints these are.
@@ -35,7 +35,7 @@ type AgentConnect struct {
 	ProxyURL ProxyURL `toml:"proxy_url" reload:"live"`
 	// How often a quiet session is checked for life.
 	Heartbeat Duration `toml:"heartbeat" reload:"live" min:"1s" max:"1m"`
-	// TLS towards the server, used with `https://`.
+	// TLS towards the nodes, used with `https://`.
 	TLS ClientTLS `toml:"tls"`
 }
 
@@ -54,9 +54,9 @@ type Listener struct {
 	ProxyProtocol string `toml:"proxy_protocol" reload:"live" one_of:"|v1|v2"`
 	// Share of the requests that this agent gets, compared with the others that offer the endpoint.
 	Weight int `toml:"weight" reload:"live" min:"1" max:"1000"`
-	// Log one line for each request and each TCP connection here too. The server logs them already.
+	// Log one line for each request and each TCP connection here too. The node logs them already.
 	AccessLog bool `toml:"access_log" reload:"live"`
-	// Most requests or connections in flight to the service. More are refused, and the server tries another agent.
+	// Most requests or connections in flight to the service. More are refused, and the node tries another agent.
 	// 0: no limit.
 	MaxInFlight int `toml:"max_in_flight" reload:"live" min:"0"`
 	// Check of the service. While it fails, the endpoint is not offered.

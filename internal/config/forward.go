@@ -8,7 +8,7 @@ type Forward struct {
 	DrainTimeout Duration `toml:"drain_timeout" reload:"live"`
 	// What is logged, and how.
 	Log Log `toml:"log"`
-	// The server that the forwarder connects to.
+	// The nodes that the forwarder connects to.
 	Connect ForwardConnect `toml:"connect"`
 	// The listener for operators, probes and scrapers. Off unless it has an address.
 	Admin Admin `toml:"admin"`
@@ -16,16 +16,16 @@ type Forward struct {
 	Forwards []ForwardEntry `toml:"forwards" key:"listen" reload:"live"`
 }
 
-// ForwardConnect holds the settings of a forwarder's connections to the server.
+// ForwardConnect holds the settings of a forwarder's connections to nodes.
 type ForwardConnect struct {
-	// Address of the server's proxy listener: `http://host:port` or `https://host:port`, with a path if a proxy in
-	// front of it wants one.
+	// Address of the proxy listener of a node or balancer: `http://host:port` or `https://host:port`, with a path if a proxy
+	// in front of it wants one.
 	URL string `toml:"url" reload:"live" required:"true"`
 	// Token that allows the forwarder to reach its endpoints.
 	Token Secret `toml:"token" reload:"live"`
 	// File that holds `token`. It is read again when it changes.
 	TokenFile File `toml:"token_file" reload:"live" into:"Token"`
-	// TLS towards the server, used with `https://`.
+	// TLS towards the nodes, used with `https://`.
 	TLS ClientTLS `toml:"tls"`
 }
 

@@ -11,8 +11,8 @@ import (
 )
 
 // LoadPikod returns the settings of pikod from the file and the files beside it, changed by over. An empty file name
-// means no files, a directory NAME.d those in it. The error is a [*Problems] with everything that is wrong; what is returned beside it has a [Source] and
-// no settings.
+// means no files, a directory NAME.d those in it. The error is a [*Problems] with everything that is wrong; what is
+// returned beside it has a [Source] and no settings.
 func LoadPikod(file string, over ...Override) (Pikod, error) {
 	p := DefaultPikod()
 	l := newLoader(&p, os.LookupEnv)

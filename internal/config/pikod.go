@@ -1,6 +1,6 @@
 package config
 
-// Pikod holds the settings of the server daemon, read from pikod.toml.
+// Pikod holds the settings of a node, read from pikod.toml.
 type Pikod struct {
 	Source `toml:"-"`
 

@@ -16,7 +16,7 @@ func Program() daemon.Program {
 		Summary:  "Brings connections to local addresses to endpoints of a Piko cluster",
 		Synopsis: []string{"ADDR ENDPOINT [--url URL] [--token-file FILE]"},
 		Flags: func(fs *flag.FlagSet) {
-			fs.StringVar(&url, "url", "", "`URL` of the proxy port of a node or balancer")
+			fs.StringVar(&url, "url", "", "`URL` of the proxy listener of a node, or of a balancer")
 			fs.StringVar(&tokenFile, "token-file", "", "`FILE` with the token to present")
 		},
 		Load: func(file string, args []string) (daemon.Settings, error) {
