@@ -27,9 +27,9 @@ const (
 
 // Client connects to a Piko cluster. The zero value connects to a node on the same host.
 //
-// The fields must not change after the first call of a method, except by [Client.Reconfigure], and a Client must not be copied. All methods may be called
-// from several goroutines at once. A Client that has listened holds sessions and goroutines until [Client.Shutdown] or
-// [Client.Close].
+// The fields must not change after the first call of a method, except by [Client.Reconfigure], and a Client must not be
+// copied. All methods may be called from several goroutines at once. A Client that has listened holds sessions and
+// goroutines until [Client.Shutdown] or [Client.Close].
 type Client struct {
 	// URL is where agents connect: the upstream listener of a node, or that of a balancer before several nodes. The scheme is
 	// http, https, ws or wss; a path is kept as a prefix. Empty means DefaultURL.

@@ -232,8 +232,9 @@ func (k *link) shutdown(ctx context.Context, reason string, deadline time.Time) 
 // never is how long a token without an end is good for.
 const never = 1 << 62 * time.Nanosecond
 
-// renew hands the node a new token before the old one expires, or when the source is said to have one. The source is asked again after a pause when it has
-// nothing new; an expired token ends the session at the node's discretion, and then the slot connects anew.
+// renew hands the node a new token before the old one expires, or when the source is said to have one. The source is asked
+// again after a pause when it has nothing new; an expired token ends the session at the node's discretion, and then the
+// slot connects anew.
 func (k *link) renew(ctx context.Context) {
 	p := k.pool
 	token := k.first

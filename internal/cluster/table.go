@@ -52,7 +52,8 @@ func (t *Table) OnTouched(f func(r *Remote, key string)) {
 	t.onTouched = append(t.onTouched, f)
 }
 
-// OnNodes has f called when a node was met for the first time, changed its state, or was forgotten. The rules are those of OnHeld.
+// OnNodes has f called when a node was met for the first time, changed its state, or was forgotten. The rules are those of
+// OnHeld.
 func (t *Table) OnNodes(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

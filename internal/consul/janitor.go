@@ -14,8 +14,9 @@ import (
 )
 
 // sweep removes, until ctx ends, what dead nodes left behind and no session removes: nodes of the catalog that have
-// neither a record nor a session, keys that lost their lock, and locks that nobody gives back. Every node does so, each thing after it has been seen
-// dead for a while and with a transaction that does nothing when the node has returned, so no election is needed.
+// neither a record nor a session, keys that lost their lock, and locks that nobody gives back. Every node does so, each
+// thing after it has been seen dead for a while and with a transaction that does nothing when the node has returned, so no
+// election is needed.
 func (d *Directory) sweep(ctx context.Context) {
 	dead := map[string]time.Time{} // what was found dead, and since when
 	for sleep(ctx, d.jitter(d.pace.sweep)) {

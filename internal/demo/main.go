@@ -2,7 +2,8 @@
 // of this machine. It prints what it sends and what comes back, and stops everything it started. Its exit code is 0 only
 // if every answer was right and every process left cleanly.
 //
-// Run it by `make demo`, or by `make cluster` to see three nodes that find each other through a real Consul. It is a program of its own, and imports nothing of ours, so that it sees what a stranger sees.
+// Run it by `make demo`, or by `make cluster` to see three nodes that find each other through a real Consul. It is a
+// program of its own, and imports nothing of ours, so that it sees what a stranger sees.
 package main
 
 import (

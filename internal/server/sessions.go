@@ -178,7 +178,8 @@ func (ss *sessions) shutdown(ctx context.Context) int {
 	return int(cut.Load())
 }
 
-// expire ends sessions whose token or certificate is good for nothing any more. One sweep for all is cheaper than a timer for each.
+// expire ends sessions whose token or certificate is good for nothing any more. One sweep for all is cheaper than a timer
+// for each.
 func (ss *sessions) expire(ctx context.Context, s *Server) error {
 	tick := time.NewTicker(expirySweep)
 	defer tick.Stop()

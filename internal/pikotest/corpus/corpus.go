@@ -1,5 +1,6 @@
-// Package corpus sends the corpus of HTTP/1.1 requests to nodes, for tests: what a front must refuse, what it may pass on, and
-// what must never reach a service, in whatever way it is sent. It knows no more of Piko than the code that its error answers have.
+// Package corpus sends the corpus of HTTP/1.1 requests to nodes, for tests: what a front must refuse, what it may pass on,
+// and what must never reach a service, in whatever way it is sent. It knows no more of Piko than the code that its error
+// answers have.
 package corpus
 
 import (
