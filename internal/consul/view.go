@@ -113,10 +113,11 @@ func (v *view) older(n cluster.Node) bool {
 
 // contradicts reports whether a record says that a node is gone, or has become another, and the node itself, which we reach
 // and which has proven that it belongs to the cluster, goes on as the one that is known. Whoever can write to Consul can say
-// such things. It is asked again until the two agree: a node that has been restarted does not answer as the one before.
+// such things. It is asked again until the two agree: a node that has been restarted does not answer as the one before. One that
+// has not answered its peers for as long as an orphan may is not waited for once more: many may have been restarted at a time.
 func (v *view) contradicts(ctx context.Context, n cluster.Node) bool {
 	p, known := v.peers[n.ID]
-	if !known || p.dropped.Load() {
+	if !known || p.dropped.Load() || p.remote.DownFor() > missesAllowed*v.d.pace.probe {
 		return false
 	}
 	other := p.node.Incarnation != n.Incarnation

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -99,5 +100,29 @@ func TestDeadNodesAreForgotten(t *testing.T) {
 	}
 	if len(v.peers) > 0 {
 		t.Errorf("%v is still known", v.peers)
+	}
+}
+
+// A record is held against what its node says itself, unless that has been silent for so long that it has been asked enough.
+func TestASilentNodeIsNotAskedAgain(t *testing.T) {
+	pace := defaultPace()
+	pace.probe = time.Millisecond
+	d := alone(t, pace)
+	asked := 0
+	d.probe = func(context.Context, string, string) error { asked++; return nil }
+	v := d.view
+	ctx, cancel := context.WithCancel(t.Context())
+	defer func() { cancel(); v.wg.Wait() }()
+	v.meet(ctx, other(1))
+	if !v.contradicts(ctx, other(2)) || asked != 1 {
+		t.Errorf("a node that answers was asked %d times, and its record believed", asked)
+	}
+	remote := v.peers["other"].remote
+	remote.SetDown(true)
+	for remote.DownFor() <= 2*missesAllowed*pace.probe {
+		runtime.Gosched()
+	}
+	if v.contradicts(ctx, other(2)) || asked != 1 {
+		t.Errorf("a node that is down was asked %d times in all, want once", asked)
 	}
 }
