@@ -332,7 +332,7 @@ func TestAddressThatHangsIsLeft(t *testing.T) {
 		return true
 	})
 	w := newTown(t, c)
-	w.pace.renewTimeout = 200 * time.Millisecond
+	w.pace.renewTimeout = time.Second
 	w.change = func(o *Options) {
 		o.Settings.Address = config.List{l.address(), secure.URL}
 		o.Settings.TLS.CA = config.File(authority)
