@@ -49,7 +49,7 @@ func TestATokenThatComesDuringARenewalCounts(t *testing.T) {
 		}
 		return bearer
 	}
-	n := start(t, func(c *config.Pikod) { c.Upstream.Auth.JWKS.URL = keys.URL })
+	n := start(t, func(c *config.Pikod) { c.Upstream.Auth.JWKS.URL = config.PrivateURL(keys.URL) })
 	await(t, "the keys are fetched", asked)
 	eventually(t, "ready", func() bool { return n.get(n.url("admin", "/ready")).status == http.StatusOK })
 	a, err := n.dial("a", sign("k", "web", "api", "other"), "")
