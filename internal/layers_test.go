@@ -29,6 +29,7 @@ var layers = map[string]room{
 	"internal/endpoint":            {0, nil},
 	"internal/fault":               {0, nil},
 	"internal/guard":               {0, nil},
+	"internal/h2":                  {0, nil},
 	"internal/logline":             {0, nil},
 	"internal/relay":               {0, nil},
 	"internal/websocket":           {0, nil},
@@ -52,7 +53,7 @@ var layers = map[string]room{
 	"internal/console":             {4, []string{"internal/admin", "internal/auth", "internal/config", "internal/fault", "internal/limit", "internal/tlsconf"}},
 	"internal/daemon":              {4, []string{"internal/config", "internal/logline"}},
 	"internal/proxy": {4, []string{
-		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/guard", "internal/limit", "internal/logline",
+		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/guard", "internal/h2", "internal/limit", "internal/logline",
 		"internal/relay", "internal/router", "internal/tunnel", "internal/websocket",
 	}},
 	"internal/diagnose": {4, []string{"internal/config", "internal/tlsconf", "internal/tunnel", "internal/websocket"}},

@@ -17,7 +17,7 @@ type ProxyLimits struct {
 	// How long the TLS handshake of a client may take.
 	TLSHandshakeTimeout Duration `toml:"tls_handshake_timeout" reload:"live" min:"1ms"`
 	// How long a client may send nothing of a request's body while the service would take more. Then it gets 408. Once
-	// the answer has begun there is no such limit, nor for gRPC with a service that speaks HTTP/2. 0s: for ever.
+	// the answer has begun there is no such limit, nor between two messages of gRPC. 0s: for ever.
 	BodyTimeout Duration `toml:"body_timeout" reload:"live"`
 	// Least bytes of a request's body that a client must send each second, on average from 10 seconds of waiting for it
 	// on. Fewer are answered with 408. It holds where `body_timeout` does. 0B: no limit.
@@ -29,8 +29,7 @@ type ProxyLimits struct {
 	MaxBodyBytes Size `toml:"max_body_bytes" reload:"live"`
 	// Most bytes in the target of a request, which is its path with the query. More are answered with 414.
 	MaxTargetBytes Size `toml:"max_target_bytes" reload:"live" min:"256B" max:"1MiB"`
-	// Most bytes in the header of a service's answer. More count as no answer: the client gets 502. For gRPC with a
-	// service that speaks HTTP/2 it is always 64 KiB.
+	// Most bytes in the header of a service's answer. More count as no answer: the client gets 502.
 	MaxResponseHeaderBytes Size `toml:"max_response_header_bytes" reload:"live" min:"1KiB" max:"16MiB"`
 	// Most informational answers (1xx) of a service to one request. More count as no answer.
 	MaxInformational int `toml:"max_informational" reload:"live" min:"1" max:"1000"`

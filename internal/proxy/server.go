@@ -49,6 +49,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/h2"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 )
@@ -96,7 +97,7 @@ type Server struct {
 	errorLog *log.Logger
 	settings atomic.Pointer[Settings]
 	metrics  *metrics
-	h2       *h2Upstream
+	h2       h2.Pool
 	buffers  *copyBuffers
 
 	exchanges sync.Pool // of *exchange
@@ -128,7 +129,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		router: o.Router, auth: o.Auth, leases: o.Leases, limiter: o.Limiter, report: o.Report,
 		access: o.Log, errorLog: o.ErrorLog,
-		metrics: newMetrics(o.Registerer), h2: newH2Upstream(), buffers: newCopyBuffers(),
+		metrics: newMetrics(o.Registerer), buffers: newCopyBuffers(),
 	}
 	s.heads.New = func() any { b := make([]byte, 0, 2<<10); return &b }
 	s.answers.New = func() any { return new([plainRoom]byte) }
