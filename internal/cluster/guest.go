@@ -28,6 +28,7 @@ type guest struct {
 	kick            chan struct{} // to answer; capacity 1, never closed
 	behind          atomic.Bool   // the table lacks some of what the node holds
 	broken          atomic.Pointer[error]
+	proof           *proof // of the goroutine that watches guests
 
 	parts assembly // used by the control goroutine of the session only
 }
@@ -58,7 +59,10 @@ func (p *Peers) welcome(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this is my own id", http.StatusConflict)
 		return
 	}
-	g := &guest{peers: p, id: id, incarnation: incarnation, kick: make(chan struct{}, 1)}
+	g := &guest{peers: p, id: id, incarnation: incarnation, kick: make(chan struct{}, 1), proof: &proof{}}
+	if r.TLS != nil {
+		g.proof.chain = r.TLS.PeerCertificates
+	}
 	if !p.enter(g) {
 		http.Error(w, "the node is stopping", http.StatusServiceUnavailable)
 		return

@@ -133,7 +133,18 @@ func (p *Peer) run(ctx context.Context) {
 	}
 }
 
-// connect makes one session and keeps it fed to its end. It returns why it ended.
+// use opens streams on a session from now on.
+func (p *Peer) use(s *held) {
+	p.peers.keeper.Add(s.Session)
+	p.acked.Store(0)
+	p.wanted.Store(false)
+	p.suspect.Store(0)
+	p.session.Store(s.Session)
+	p.remote.SetDown(false)
+}
+
+// connect makes a session, and others in its place when certificates change, and keeps them fed. It returns why the last one
+// ended.
 func (p *Peer) connect(ctx context.Context, first bool) error {
 	s, err := p.peers.dial(ctx, p.remote.Node(), p.hear)
 	if err != nil {
@@ -142,18 +153,18 @@ func (p *Peer) connect(ctx context.Context, first bool) error {
 		}
 		return err
 	}
-	p.peers.keeper.Add(s)
-	p.acked.Store(0)
-	p.wanted.Store(false)
-	p.suspect.Store(0)
-	p.session.Store(s)
-	p.remote.SetDown(false)
+	p.use(s)
 	if first {
 		close(p.asked)
 	}
 	p.peers.o.Log.WithField("peer", p.ID()).WithField("addr", s.RemoteAddr().String()).Info("peer connected")
-	p.feed(ctx, s)
-	p.session.CompareAndSwap(s, nil)
+	for next := p.feed(ctx, s); next != nil; next = p.feed(ctx, s) {
+		old := s
+		s = next
+		p.use(s)
+		p.peers.work.Go(func() { p.finish(ctx, old) })
+	}
+	p.session.CompareAndSwap(s.Session, nil)
 	if ctx.Err() != nil {
 		_ = s.CloseNow(errStopped)
 	}
@@ -161,8 +172,8 @@ func (p *Peer) connect(ctx context.Context, first bool) error {
 	return s.Err()
 }
 
-// feed sends what this node holds until the session ends.
-func (p *Peer) feed(ctx context.Context, s *tunnel.Session) {
+// feed sends what this node holds until the session ends, or returns the one that takes its place.
+func (p *Peer) feed(ctx context.Context, s *held) *held {
 	cursor := p.peers.o.Local.Follow()
 	defer cursor.Close()
 	tick := time.NewTicker(holdsEvery)
@@ -175,29 +186,33 @@ func (p *Peer) feed(ctx context.Context, s *tunnel.Session) {
 	for err == nil {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-s.Done():
-			return
+			return nil
 		case <-cursor.Changed():
 			if d := cursor.Next(); d.From < d.To {
 				p.peers.metrics.sent.Inc()
-				err = send(s, kindDelta, part{From: d.From, To: d.To, Weights: d.Weights})
+				err = send(s.Session, kindDelta, part{From: d.From, To: d.To, Weights: d.Weights})
 			}
 		case <-p.tell:
 			err = holds()
 			if err == nil && p.wanted.Swap(false) {
 				seq, weights := p.peers.o.Local.Snapshot()
 				p.peers.metrics.snapshots.Inc()
-				err = send(s, kindSnapshot, part{To: seq, Weights: weights})
+				err = send(s.Session, kindSnapshot, part{To: seq, Weights: weights})
 			}
-		case <-tick.C:
+		case at := <-tick.C:
+			if next := p.replaced(ctx, s, at); next != nil {
+				return next
+			}
 			err = holds()
 		case <-doubts.C:
-			p.reconsider(s)
+			p.reconsider(s.Session)
 		}
 	}
 	// What it can't be told it would miss: a new session starts from what it has.
 	_ = s.CloseNow(err)
+	return nil
 }
 
 // reconsider ends the doubt about a node that was heard since.

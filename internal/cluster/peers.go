@@ -160,6 +160,7 @@ func (p *Peers) Serve(l net.Listener) error {
 func (p *Peers) Run(ctx context.Context) error {
 	p.work.Go(func() { _ = p.keeper.Run(ctx) }) // always nil
 	p.work.Go(func() { p.known.run(ctx, p.settled) })
+	p.work.Go(func() { p.watchGuests(ctx) })
 	p.reconcile(ctx)
 	for {
 		select {
@@ -172,13 +173,9 @@ func (p *Peers) Run(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.closed = true
-	guests := make([]*guest, 0, len(p.guests))
-	for g := range p.guests {
-		guests = append(guests, g)
-	}
 	p.mu.Unlock()
 	_ = p.server.Close() // what it closes is of no use any more
-	for _, g := range guests {
+	for _, g := range p.allGuests() {
 		g.close(errStopped)
 	}
 	p.work.Wait()
@@ -281,14 +278,14 @@ func (p *Peers) Probe(ctx context.Context, addr, incarnation string) error {
 
 // dial opens a session to a node and makes sure that it is the one that was meant. Without an id any node of the
 // incarnation is.
-func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, string, []byte)) (*tunnel.Session, error) {
+func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, string, []byte)) (*held, error) {
 	self := p.o.Node
 	if n.ID == "" {
 		self.ID = stranger // a node that has our id would send us away, and so be taken for dead
 	}
-	c := p.secure.Load().client
+	h := &held{proof: &proof{}, under: p.secure.Load()}
+	c := h.proof.noting(h.under.client)
 	if host, _, err := net.SplitHostPort(n.Addr); err == nil && c.ServerName == "" {
-		c = c.Clone()
 		c.ServerName = host
 	}
 	addr := n.Addr
@@ -308,5 +305,6 @@ func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, str
 		s.Wait()
 		return nil, fmt.Errorf("at %s is the node %q, want %q", n.Addr, have, identity(n))
 	}
-	return s, nil
+	h.Session = s
+	return h, nil
 }

@@ -1,10 +1,13 @@
 package server_test
 
 import (
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus/hooks/test"
 
@@ -20,18 +23,7 @@ import (
 func TestReloadRotatesTheCertificatesOfACluster(t *testing.T) {
 	oldCert, oldKey, _ := certify(t)
 	newCert, newKey, _ := certify(t)
-	var both []byte
-	for _, f := range []config.File{oldCert, newCert} {
-		b, err := os.ReadFile(string(f))
-		if err != nil {
-			t.Fatal(err)
-		}
-		both = append(both, b...)
-	}
-	bundle := filepath.Join(t.TempDir(), "both.pem")
-	if err := os.WriteFile(bundle, both, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	both := joined(t, oldCert, newCert)
 	with := func(cert, key, ca config.File) func(*config.Pikod) {
 		return func(p *config.Pikod) {
 			p.Cluster.Secret = config.Secret{}
@@ -43,7 +35,7 @@ func TestReloadRotatesTheCertificatesOfACluster(t *testing.T) {
 	b := member(t, c, "b", with(oldCert, oldKey, oldCert))
 	b.agent("one", "e")
 	for _, step := range []func(*config.Pikod){
-		with(oldCert, oldKey, config.File(bundle)), with(newCert, newKey, config.File(bundle)), with(newCert, newKey, newCert),
+		with(oldCert, oldKey, both), with(newCert, newKey, both), with(newCert, newKey, newCert),
 	} {
 		for _, n := range []*running{a, b} {
 			n.mustReload(t, step)
@@ -62,6 +54,100 @@ func TestReloadRotatesTheCertificatesOfACluster(t *testing.T) {
 	if err := a.reload(with(newCert, oldKey, newCert)); err == nil || !strings.Contains(err.Error(), "cluster.tls.key") {
 		t.Errorf("a pair that does not fit: %v, want a refusal", err)
 	}
+}
+
+// TestNodesOfARemovedCAAreSentAway takes away the CA of a node that goes on using it. Neither end may go on with what it has.
+func TestNodesOfARemovedCAAreSentAway(t *testing.T) {
+	oldCert, oldKey, _ := certify(t)
+	newCert, newKey, _ := certify(t)
+	with := func(cert, key, ca config.File) func(*config.Pikod) {
+		return func(p *config.Pikod) {
+			p.Cluster.Secret = config.Secret{}
+			p.Cluster.TLS = config.PeerTLS{Cert: cert, Key: key, CA: ca, ServerName: "localhost"}
+		}
+	}
+	c := consultest.Start(t, consultest.Options{})
+	a := member(t, c, "a", with(oldCert, oldKey, oldCert))
+	b := member(t, c, "b", with(oldCert, oldKey, oldCert))
+	a.agent("of a", "there")
+	b.agent("of b", "e")
+	eventually(t, "a request through a", func() bool { return a.ask("e").status == http.StatusOK })
+	eventually(t, "a request through b", func() bool { return b.ask("there").status == http.StatusOK })
+	a.mustReload(t, with(newCert, newKey, newCert))
+	eventually(t, "the end of a's session", func() bool { return a.ask("e").status != http.StatusOK })
+	eventually(t, "the end of b's session", func() bool { return b.ask("there").status != http.StatusOK })
+	b.mustReload(t, with(newCert, newKey, newCert))
+	eventually(t, "a to reach b again", func() bool { return a.ask("e").status == http.StatusOK })
+	eventually(t, "b to reach a again", func() bool { return b.ask("there").status == http.StatusOK })
+}
+
+// TestANewCertificateCutsNothing renews the certificates of two nodes while something runs between them.
+func TestANewCertificateCutsNothing(t *testing.T) {
+	ca, key, _ := certify(t)
+	next, nextKey, _ := certify(t)
+	both := joined(t, ca, next)
+	with := func(cert, key config.File) func(*config.Pikod) {
+		return func(p *config.Pikod) {
+			p.Cluster.Secret = config.Secret{}
+			p.Cluster.TLS = config.PeerTLS{Cert: cert, Key: key, CA: both, ServerName: "localhost"}
+		}
+	}
+	c := consultest.Start(t, consultest.Options{})
+	a := member(t, c, "a", with(ca, key))
+	b := member(t, c, "b", with(ca, key))
+	b.agent("of b", "e")
+	eventually(t, "a request through a", func() bool { return a.ask("e").status == http.StatusOK })
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.url("proxy", "/endless"), http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Piko-Endpoint", "e")
+	endless, err := a.client.Do(req)
+	if err != nil || endless.StatusCode != http.StatusOK {
+		t.Fatalf("the endless answer begins with %v, %v", endless, err)
+	}
+	defer endless.Body.Close()
+	for _, n := range []*running{a, b} {
+		n.mustReload(t, with(next, nextKey))
+		eventually(t, "another session", func() bool {
+			for _, e := range n.log.AllEntries() {
+				if strings.HasPrefix(e.Message, "session with peer renewed") {
+					return true
+				}
+			}
+			return false
+		})
+		a.ask("e").want(t, http.StatusOK, "of b")
+	}
+	broken := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, endless.Body)
+		broken <- err
+	}()
+	select {
+	case err := <-broken:
+		t.Errorf("what ran was cut off: %v", err)
+	case <-time.After(5 * time.Second): // more than what is left to those who are sent away
+	}
+	b.wantNodes("a up 0", "b up 1")
+}
+
+// joined writes several certificates into one file.
+func joined(t *testing.T, files ...config.File) config.File {
+	t.Helper()
+	var all []byte
+	for _, f := range files {
+		b, err := os.ReadFile(string(f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b...)
+	}
+	file := filepath.Join(t.TempDir(), "joined.pem")
+	if err := os.WriteFile(file, all, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config.File(file)
 }
 
 // TestReloadHealsAConsulToken starts a node with a token that is good for nothing and gives it a good one.

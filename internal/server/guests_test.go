@@ -4,8 +4,6 @@ import (
 	"crypto/tls"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -38,19 +36,11 @@ func newVisitor(t *testing.T, life time.Duration) *visitor {
 
 func bundle(t *testing.T, visitors ...*visitor) config.File {
 	t.Helper()
-	var all []byte
-	for _, v := range visitors {
-		b, err := os.ReadFile(string(v.cert))
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, b...)
+	files := make([]config.File, len(visitors))
+	for i, v := range visitors {
+		files[i] = v.cert
 	}
-	file := filepath.Join(t.TempDir(), "trusted.pem")
-	if err := os.WriteFile(file, all, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return config.File(file)
+	return joined(t, files...)
 }
 
 func trusting(cert, key, ca config.File) func(*config.Pikod) {
