@@ -5,9 +5,11 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
-// conn is a connection that the gate knows of until it is closed. It adds nothing to reading and writing.
+// conn is a connection that the gate knows of until it is closed. Package socket reads and writes it.
 type conn struct {
 	net.Conn
 	gate    *Gate
@@ -17,7 +19,7 @@ type conn struct {
 }
 
 func (g *Gate) adopt(raw net.Conn, addr netip.Addr, counted bool) net.Conn {
-	c := &conn{Conn: raw, gate: g, addr: addr, counted: counted}
+	c := &conn{Conn: socket.Wrap(raw), gate: g, addr: addr, counted: counted}
 	if d := g.settings.Load().NoProgress; d > 0 {
 		giveUpAfter(raw, d)
 	}
@@ -49,7 +51,7 @@ func (c *conn) CloseWrite() error {
 
 // Reset closes the connection in a way that no end can take for a regular one.
 func (c *conn) Reset() error {
-	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+	if tcp, ok := socket.Bare(c.Conn).(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // fails only on a closed socket
 	}
 	return c.Close()
@@ -64,7 +66,7 @@ func Patient(c net.Conn) {
 			return
 		}
 		if own, ok := c.(*conn); ok {
-			giveUpAfter(own.Conn, time.Duration(0))
+			giveUpAfter(socket.Bare(own.Conn), time.Duration(0))
 			return
 		}
 		c = layer.NetConn()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/guard"
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
 // plainConn is a client's connection of HTTP/1.1 that is served without net/http, as long as its requests are of the
@@ -29,7 +30,8 @@ type plainConn struct {
 	server  *Server
 	conn    net.Conn // as it was accepted
 	guard   *guard.Conn
-	below   net.Conn // what is written to
+	below   net.Conn     // what is written to
+	socket  *net.TCPConn // the same, if nothing stands between; else nil
 	leaving leaver
 	client  string
 	peer    netip.Addr // invalid for a client on a Unix socket
@@ -59,9 +61,7 @@ func newPlainConn(f *front, conn net.Conn) *plainConn {
 	c.leaving = leaverOf(conn)
 	c.peer = addrOf(c.client)
 	c.below = c.guard.NetConn()
-	if b, ok := c.below.(interface{ Bare() net.Conn }); ok {
-		c.below = b.Bare()
-	}
+	c.socket, _ = socket.Bare(c.below).(*net.TCPConn)
 	ctx, cancel := context.WithCancel(guard.With(f.server.lifetime(), conn))
 	c.ctx, c.cancel = ctx, cancel
 	c.header = make(http.Header)

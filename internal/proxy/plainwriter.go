@@ -176,12 +176,11 @@ func (w *plainWriter) Write(p []byte) (int, error) {
 
 // send writes what is in the buffer, and p.
 func (w *plainWriter) send(p []byte) error {
-	below := w.c.below
-	tcp, ok := below.(*net.TCPConn)
+	below, tcp := w.c.below, w.c.socket
 	switch {
 	case len(w.buf) == 0:
 		_, w.err = below.Write(p)
-	case ok:
+	case tcp != nil:
 		w.pair = [2][]byte{w.buf, p}
 		w.both = w.pair[:]
 		_, w.err = w.both.WriteTo(tcp)

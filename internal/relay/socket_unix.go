@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"syscall"
+
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
 // socketSource reads from a socket of the kernel, which tells when there is something to read: it borrows a buffer only
@@ -25,14 +27,11 @@ type socketSource struct {
 func newSocketSource(conn net.Conn) source {
 	var raw syscall.RawConn
 	var err error
-	for c, ok := conn.(interface{ Bare() net.Conn }); ok; c, ok = conn.(interface{ Bare() net.Conn }) { // only keeps account
-		conn = c.Bare()
-	}
-	switch socket := conn.(type) {
+	switch c := socket.Bare(conn).(type) {
 	case *net.TCPConn:
-		raw, err = socket.SyscallConn()
+		raw, err = c.SyscallConn()
 	case *net.UnixConn:
-		raw, err = socket.SyscallConn()
+		raw, err = c.SyscallConn()
 	default:
 		return nil
 	}
@@ -47,17 +46,11 @@ func newSocketSource(conn net.Conn) source {
 // attempt reads from fd, and reports false when there is nothing to read yet.
 func (s *socketSource) attempt(fd uintptr) bool {
 	s.buf = borrow(s.class)
-	for {
-		s.n, s.err = syscall.Read(int(fd), *s.buf)
-		switch {
-		case errors.Is(s.err, syscall.EINTR):
-			continue
-		case errors.Is(s.err, syscall.EAGAIN):
-			s.release()
-			return false
-		}
-		return true
+	if s.n, s.err = socket.Read(fd, *s.buf); errors.Is(s.err, syscall.EAGAIN) {
+		s.release()
+		return false
 	}
+	return true
 }
 
 func (s *socketSource) next() ([]byte, error) {

@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
 // watched is a connection over TCP whose Read does not take a reset for an end.
@@ -36,7 +38,7 @@ func watch(conn net.Conn) *watched {
 		return w
 	}
 	if tcp := beneath(conn); tcp != nil {
-		return &watched{Conn: conn, tcp: tcp}
+		return &watched{Conn: socket.Wrap(conn), tcp: tcp}
 	}
 	return nil
 }

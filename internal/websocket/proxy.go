@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/net/proxy"
+
+	kernel "github.com/pikoproxy/piko/internal/socket"
 )
 
 // connect opens the connection to the server, with TLS if the URL says so, through a proxy if there is one.
@@ -63,7 +65,7 @@ func secure(ctx context.Context, conn net.Conn, config *tls.Config, host string)
 	if config.ServerName == "" {
 		config.ServerName = host
 	}
-	secured := tls.Client(conn, config)
+	secured := tls.Client(kernel.Wrap(conn), config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close() // the first error is the one to tell
 		return nil, fmt.Errorf("tls handshake with %s: %w", host, err)

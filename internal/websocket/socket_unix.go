@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"syscall"
+
+	kernel "github.com/pikoproxy/piko/internal/socket"
 )
 
 // socket reads from a socket of the kernel, which tells when there is something to read: a buffer is borrowed only then.
@@ -37,18 +39,12 @@ func newSocket(conn net.Conn) *socket {
 // attempt reads from fd, and reports false when there is nothing to read yet.
 func (s *socket) attempt(fd uintptr) bool {
 	buf := buffers.Get().(*buffer)
-	for {
-		s.n, s.err = syscall.Read(int(fd), buf.bytes[:])
-		switch {
-		case errors.Is(s.err, syscall.EINTR):
-			continue
-		case errors.Is(s.err, syscall.EAGAIN):
-			buffers.Put(buf)
-			return false
-		}
-		s.buf = buf
-		return true
+	if s.n, s.err = kernel.Read(fd, buf.bytes[:]); errors.Is(s.err, syscall.EAGAIN) {
+		buffers.Put(buf)
+		return false
 	}
+	s.buf = buf
+	return true
 }
 
 // read waits for bytes and returns them in a buffer that the caller gives back; nil with an error.

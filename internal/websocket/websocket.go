@@ -44,6 +44,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	kernel "github.com/pikoproxy/piko/internal/socket"
 )
 
 const (
@@ -136,7 +138,7 @@ func newConn(conn net.Conn, client bool, maxMessage int64) *Conn {
 	if maxMessage <= 0 {
 		maxMessage = DefaultMaxMessage
 	}
-	c := &Conn{conn: conn, client: client, maxMessage: int(maxMessage), start: time.Now()}
+	c := &Conn{conn: kernel.Wrap(conn), client: client, maxMessage: int(maxMessage), start: time.Now()}
 	c.in = decoder{masked: !client, limit: maxMessage, control: c.controlFrame, spend: c.spend}
 	return c
 }
@@ -179,10 +181,7 @@ func (c *Conn) TCPConn() *net.TCPConn {
 // bare returns a TCP connection that may be read and written in other ways than by its own Read and Write: one that nothing
 // wraps, but for what only keeps account. Else it returns nil.
 func bare(conn net.Conn) *net.TCPConn {
-	if account, ok := conn.(interface{ Bare() net.Conn }); ok {
-		conn = account.Bare()
-	}
-	tcp, _ := conn.(*net.TCPConn)
+	tcp, _ := kernel.Bare(conn).(*net.TCPConn)
 	return tcp
 }
 

@@ -1,0 +1,195 @@
+//go:build unix
+
+package socket
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// most is how many bytes a call copies that the runtime is not told of.
+const most = 128 << 10
+
+// Read reads from a socket that does not block, as the functions do that [syscall.RawConn] calls. It is read(2), but for
+// signals: the error is never EINTR.
+func Read(fd uintptr, p []byte) (int, error) {
+	n, errno := readFrom(fd, p)
+	if errno != 0 {
+		return 0, errno
+	}
+	return n, nil
+}
+
+func readFrom(fd uintptr, p []byte) (n int, errno syscall.Errno) {
+	for {
+		if n, errno = read(fd, p); errno != syscall.EINTR {
+			return n, errno
+		}
+	}
+}
+
+func writeTo(fd uintptr, p []byte) (n int, errno syscall.Errno) {
+	for {
+		if n, errno = write(fd, p); errno != syscall.EINTR {
+			return n, errno
+		}
+	}
+}
+
+// ordinary makes a call of which the runtime is told.
+func ordinary(call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, syscall.Errno) {
+	n, err := call(int(fd), p)
+	if err == nil {
+		return n, 0
+	}
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		errno = syscall.EIO // package syscall has no other errors
+	}
+	return 0, errno
+}
+
+// Conn is a connection whose socket is read and written by this package. It is made by [Wrap].
+//
+// As with any connection of package net, its methods may be called at any time from any goroutine; reads take turns, and so
+// do writes.
+type Conn struct {
+	net.Conn // as it was given
+	socket   net.Conn
+	in, out  direction
+}
+
+// direction is what there is to be read, or written.
+type direction struct {
+	raw  syscall.RawConn
+	try  func(fd uintptr) bool // bound once
+	turn sync.Mutex            // guards the following
+	p    []byte
+	n    int
+	err  syscall.Errno
+}
+
+func wrap(conn net.Conn) *Conn {
+	var raw syscall.RawConn
+	var err error
+	below := conn
+	for above, ok := below.(interface{ Bare() net.Conn }); ok; above, ok = below.(interface{ Bare() net.Conn }) {
+		if _, done := below.(*Conn); done {
+			return nil
+		}
+		below = above.Bare()
+	}
+	switch s := below.(type) {
+	case *net.TCPConn:
+		raw, err = s.SyscallConn()
+	case *net.UnixConn:
+		raw, err = s.SyscallConn()
+	default:
+		return nil
+	}
+	if err != nil { // closed already; an ordinary call will say so
+		return nil
+	}
+	c := &Conn{Conn: conn, socket: below}
+	c.in.raw, c.in.try = raw, c.in.read
+	c.out.raw, c.out.try = raw, c.out.write
+	return c
+}
+
+// read is called with the socket until it reports true: there was something to read.
+func (d *direction) read(fd uintptr) bool {
+	d.n, d.err = readFrom(fd, d.p)
+	return d.err != syscall.EAGAIN
+}
+
+// write is likewise for writing: all was written, or that went wrong.
+func (d *direction) write(fd uintptr) bool {
+	for d.n < len(d.p) {
+		n, errno := writeTo(fd, d.p[d.n:])
+		if d.err = errno; errno != 0 {
+			return errno != syscall.EAGAIN
+		}
+		d.n += n
+	}
+	return true
+}
+
+// Read implements [net.Conn].
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	d := &c.in
+	d.turn.Lock()
+	defer d.turn.Unlock()
+	d.p, d.n, d.err = p, 0, 0
+	err := d.raw.Read(d.try)
+	d.p = nil
+	switch {
+	case err != nil:
+		return 0, c.failed("read", err)
+	case d.err != 0:
+		return 0, c.failed("read", os.NewSyscallError("read", d.err))
+	case d.n == 0:
+		return 0, io.EOF
+	}
+	return d.n, nil
+}
+
+// Write implements [net.Conn].
+func (c *Conn) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	d := &c.out
+	d.turn.Lock()
+	defer d.turn.Unlock()
+	d.p, d.n, d.err = p, 0, 0
+	err := d.raw.Write(d.try)
+	d.p = nil
+	switch {
+	case err != nil:
+		return d.n, c.failed("write", err)
+	case d.err != 0:
+		return d.n, c.failed("write", os.NewSyscallError("write", d.err))
+	}
+	return d.n, nil
+}
+
+// failed is an error as package net words it.
+func (c *Conn) failed(op string, err error) error {
+	if e := (*net.OpError)(nil); errors.As(err, &e) { // of the raw connection
+		err = e.Err
+	}
+	from, to := c.socket.LocalAddr(), c.socket.RemoteAddr()
+	return &net.OpError{Op: op, Net: from.Network(), Source: from, Addr: to, Err: err}
+}
+
+// NetConn returns the connection as it was given.
+func (c *Conn) NetConn() net.Conn { return c.Conn }
+
+// Bare returns the socket, which may be read and written without this, but not closed.
+func (c *Conn) Bare() net.Conn { return c.socket }
+
+// CloseWrite ends our direction.
+func (c *Conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Reset closes the connection in a way that no end can take for a regular one.
+func (c *Conn) Reset() error {
+	if own, ok := c.Conn.(interface{ Reset() error }); ok {
+		return own.Reset()
+	}
+	if tcp, ok := c.socket.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // fails only on a closed socket
+	}
+	return c.Close()
+}
