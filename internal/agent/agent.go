@@ -194,7 +194,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, life := errgroup.WithContext(life)
 	group.Go(func() error { return a.console.Run(life) })
 	group.Go(func() error {
-		a.tell(life)
+		daemon.Tell(life, a.options.Status, a.summary)
 		return nil
 	})
 	switch {
@@ -257,26 +257,6 @@ func (a *Agent) awaitRoutable(ctx context.Context) {
 	for a.states()[stateRoutable] < len(a.current.Load().listeners) {
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// statusEvery is how often the state is told.
-const statusEvery = 2 * time.Second
-
-// tell passes on how the agent fares until ctx ends.
-func (a *Agent) tell(ctx context.Context) {
-	if a.options.Status == nil {
-		return
-	}
-	ticker := time.NewTicker(statusEvery)
-	defer ticker.Stop()
-	for {
-		a.options.Status(a.summary())
-		select {
-		case <-ticker.C:
 		case <-ctx.Done():
 			return
 		}

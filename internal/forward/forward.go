@@ -158,7 +158,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	group, life := errgroup.WithContext(life)
 	group.Go(func() error { return f.console.Run(life) })
 	group.Go(func() error {
-		f.tell(life)
+		daemon.Tell(life, f.options.Status, f.summary)
 		return nil
 	})
 	failed, cancel := context.WithCancel(ctx)
@@ -239,26 +239,6 @@ func (f *Forwarder) Ready() error {
 		return errors.New("starting")
 	}
 	return nil
-}
-
-// statusEvery is how often the state is told.
-const statusEvery = 2 * time.Second
-
-// tell passes on how the forwarder fares until ctx ends.
-func (f *Forwarder) tell(ctx context.Context) {
-	if f.options.Status == nil {
-		return
-	}
-	ticker := time.NewTicker(statusEvery)
-	defer ticker.Stop()
-	for {
-		f.options.Status(f.summary())
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // status is the answer to GET /status.
