@@ -17,17 +17,33 @@ import (
 	"github.com/pikoproxy/piko/internal/config"
 )
 
-// A key server that does not answer is nobody's fault who comes with a token: 503, and never 401, which a classic agent
-// takes for the end. Once keys have been fetched, it may be away, and settings may change meanwhile.
-func TestAKeyServerThatIsDown(t *testing.T) {
+// keySet makes a key set with one key, "k", and a function that signs tokens with it, under any name.
+func keySet(t *testing.T) (set []byte, sign func(kid string, claims jwt.MapClaims) string) {
+	t.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k", Use: "sig", Algorithm: "EdDSA"}}})
+	set, err = json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k", Use: "sig", Algorithm: "EdDSA"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return set, func(kid string, claims jwt.MapClaims) string {
+		t.Helper()
+		text := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
+		text.Header["kid"] = kid
+		bearer, err := text.SignedString(private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bearer
+	}
+}
+
+// A key server that does not answer is nobody's fault who comes with a token: 503, and never 401, which a classic agent
+// takes for the end. Once keys have been fetched, it may be away, and settings may change meanwhile.
+func TestAKeyServerThatIsDown(t *testing.T) {
+	set, sign := keySet(t)
 	var up atomic.Bool
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if !up.Load() {
@@ -37,12 +53,7 @@ func TestAKeyServerThatIsDown(t *testing.T) {
 		_, _ = w.Write(set)
 	}))
 	defer keys.Close()
-	text := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{"sub": "me", "exp": inAnHour().Unix()})
-	text.Header["kid"] = "k"
-	bearer, err := text.SignedString(private)
-	if err != nil {
-		t.Fatal(err)
-	}
+	bearer := sign("k", jwt.MapClaims{"sub": "me", "exp": inAnHour().Unix()})
 	asks := config.DefaultTenant().Auth
 	asks.JWKS.URL = config.PrivateURL(keys.URL)
 	n := start(t, func(c *config.Pikod) { c.Proxy.Auth, c.Upstream.Auth = asks, asks })

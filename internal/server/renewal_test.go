@@ -1,15 +1,11 @@
 package server_test
 
 import (
-	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"testing"
 
-	"github.com/go-jose/go-jose/v4"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/sirupsen/logrus"
 
@@ -19,14 +15,7 @@ import (
 // A renewal may have to wait for a key server. The tokens that come meanwhile must not be lost: the agent sends its next
 // one only when that is about to expire.
 func TestATokenThatComesDuringARenewalCounts(t *testing.T) {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k", Use: "sig", Algorithm: "EdDSA"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	set, signed := keySet(t)
 	asked, answer := make(chan struct{}, 9), make(chan struct{}, 9)
 	answer <- struct{}{} // at the start; after that, when the test says so
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -39,15 +28,7 @@ func TestATokenThatComesDuringARenewalCounts(t *testing.T) {
 	}))
 	defer keys.Close()
 	sign := func(kid string, endpoints ...string) string {
-		text := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
-			"sub": "me", "exp": inAnHour().Unix(), "piko": map[string]any{"endpoints": endpoints},
-		})
-		text.Header["kid"] = kid
-		bearer, err := text.SignedString(private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return bearer
+		return signed(kid, jwt.MapClaims{"sub": "me", "exp": inAnHour().Unix(), "piko": map[string]any{"endpoints": endpoints}})
 	}
 	n := start(t, func(c *config.Pikod) { c.Upstream.Auth.JWKS.URL = config.PrivateURL(keys.URL) })
 	await(t, "the keys are fetched", asked)
