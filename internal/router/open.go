@@ -140,10 +140,7 @@ func (r *Router) open(ctx context.Context, u *Upstream, probe bool, req *Request
 		h.Protocol = tunnel.ProtocolTCP // the agent passes the bytes on as they are, whatever they mean
 	}
 	epoch := u.epoch.Load()
-	conn, err := u.session.Open(ctx, h)
-	if isRefusal(err, tunnel.CodeOverloaded) && r.makeRoom(u.session) {
-		conn, err = u.session.Open(ctx, h)
-	}
+	conn, err := r.openOn(ctx, u, h)
 	if err != nil {
 		u.count(relayed, -1)
 		r.refused(ctx, u, probe, err)

@@ -1,10 +1,14 @@
 package router
 
 import (
+	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 // pooled is an open stream with what is kept beside it between two exchanges.
@@ -201,34 +205,92 @@ func (r *Router) CloseIdle() {
 	})
 }
 
+// visit is a walk over the upstreams that may have idle streams.
+type visit struct{ list []*Upstream }
+
 // eachPooled calls f for the upstreams that may have idle streams; f reports whether it still has.
 func (r *Router) eachPooled(f func(*Upstream) bool) {
 	r.poolMu.Lock()
-	list := r.pooled
+	v := &visit{r.pooled}
 	r.pooled = nil
+	r.visits[v] = struct{}{}
 	r.poolMu.Unlock()
-	for _, u := range list {
+	for _, u := range v.list {
 		// Cleared first: a stream that becomes idle while f looks lists its upstream again, and none is forgotten.
 		u.listed.Store(false)
 		if f(u) {
 			r.list(u)
 		}
 	}
+	r.poolMu.Lock()
+	delete(r.visits, v)
+	r.poolMu.Unlock()
 }
 
-// makeRoom closes the idle streams of a session that is at its limit of streams. Idle streams to one endpoint must not
-// keep requests away from another.
+// pooledOf returns the upstreams of a session that may have idle streams.
+func (r *Router) pooledOf(s Session) (found []*Upstream) {
+	r.poolMu.Lock()
+	defer r.poolMu.Unlock()
+	of := func(list []*Upstream) {
+		for _, u := range list {
+			if u.session == s {
+				found = append(found, u)
+			}
+		}
+	}
+	of(r.pooled)
+	for v := range r.visits {
+		of(v.list)
+	}
+	return found
+}
+
+// makeRoom ends half of the idle streams of a session that is at its limit of streams: those that have rested longest. Idle
+// streams to one endpoint must not keep requests away from another. They are reset, since one that is closed counts until
+// its far end has closed it too.
 func (r *Router) makeRoom(s Session) bool {
 	n := 0
-	r.eachPooled(func(u *Upstream) bool {
-		if u.session != s {
-			return true
-		}
+	for _, u := range r.pooledOf(s) {
 		for i := range u.pools {
-			n += u.pools[i].flush()
+			n += u.pools[i].halve()
 		}
-		return false
-	})
+	}
+	r.freed.Add(int64(n))
 	r.metrics.dropped[dropRoom].Add(float64(n))
 	return n > 0
+}
+
+// halve resets the older half of the idle streams, and returns their number.
+func (p *pool) halve() int {
+	p.mu.Lock()
+	n := (len(p.idle) + 1) / 2
+	old := slices.Clone(p.idle[:n])
+	p.idle = slices.Delete(p.idle, 0, n)
+	p.mu.Unlock()
+	for _, s := range old {
+		_ = s.abort() // it was whole, and nobody waits for it
+	}
+	return n
+}
+
+// roomTries is how often a stream is asked for again that a session had no room for. Many may ask at once, and take what one
+// of them has made room for.
+const roomTries = 4
+
+// openOn opens a stream on the session of an upstream, and makes room for it if there is none.
+func (r *Router) openOn(ctx context.Context, u *Upstream, h tunnel.Header) (Conn, error) {
+	for try := 0; ; try++ {
+		freed := r.freed.Load()
+		conn, err := u.session.Open(ctx, h)
+		if err == nil || try == roomTries || !u.lacksRoom(err) || !r.makeRoom(u.session) && r.freed.Load() == freed {
+			return conn, err
+		}
+	}
+}
+
+// lacksRoom reports whether an upstream refused a stream because its session has all that it may have, and not because the agent
+// has enough to do. Of another node only that can be told that it or its agents have too much of something.
+func (u *Upstream) lacksRoom(err error) bool {
+	refused, ok := errors.AsType[*tunnel.RefusedError](err)
+	return ok && refused.Code == tunnel.CodeOverloaded && (refused.Full || u.isRemote())
 }

@@ -237,7 +237,7 @@ func TestIdleStreamsMakeRoomForAnotherEndpoint(t *testing.T) {
 	free := s.conn(t, 0)
 	s.answer = func(context.Context, tunnel.Header) (router.Conn, error) {
 		if free.ended() == "open" {
-			return nil, &tunnel.RefusedError{Code: tunnel.CodeOverloaded}
+			return nil, &tunnel.RefusedError{Code: tunnel.CodeOverloaded, Full: true}
 		}
 		return &conn{}, nil
 	}

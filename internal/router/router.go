@@ -124,8 +124,11 @@ type Router struct {
 	mu       sync.Mutex // guards sessions: what RemoveSession has to take away
 	sessions map[Session]map[Key]*Upstream
 
-	poolMu sync.Mutex // guards pooled: the upstreams that the sweeper has to visit
-	pooled []*Upstream
+	freed atomic.Int64 // streams that were ended to make room
+
+	poolMu sync.Mutex          // guards the following
+	pooled []*Upstream         // that the sweeper has to visit
+	visits map[*visit]struct{} // that are under way, of those that are not in pooled meanwhile
 }
 
 // New returns an empty router. It starts nothing; see [Router.Run].
@@ -137,6 +140,7 @@ func New(o Options) *Router {
 		remotes:  o.Remotes,
 		local:    o.Local,
 		zone:     o.Zone,
+		visits:   make(map[*visit]struct{}),
 	}
 	for i := range r.shards {
 		r.shards[i].entries = make(map[Key]*entry)

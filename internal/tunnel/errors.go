@@ -30,6 +30,8 @@ type RefusedError struct {
 	Code string
 	// Reason is for people; at most 256 bytes when it came from the far end.
 	Reason string
+	// Full says that this end refused, since the session has all the streams that it may have.
+	Full bool
 }
 
 // Error names the code and the reason.

@@ -23,7 +23,7 @@ func (l *link) admit(limit int) (last bool, err error) {
 	case l.stopped:
 		return false, &RefusedError{Code: CodeDraining, Reason: "session takes no new streams"}
 	case l.nstreams+l.opening >= limit:
-		return false, &RefusedError{Code: CodeOverloaded, Reason: "session has all the streams it may have"}
+		return false, &RefusedError{Code: CodeOverloaded, Reason: "session has all the streams it may have", Full: true}
 	}
 	l.opening++
 	last = l.lastLocal >= lastStream
