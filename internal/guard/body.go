@@ -95,7 +95,7 @@ func (c *Conn) completeHead(b []byte) int {
 		if len(b) < len(preface) && string(b) == preface[:len(b)] {
 			return 0
 		}
-		c.mayPreface = false
+		c.mayPreface, c.opening = false, true
 		if len(b) >= len(preface) && string(b[:len(preface)]) == preface {
 			c.state = passing
 			return len(b)
@@ -105,11 +105,22 @@ func (c *Conn) completeHead(b []byte) int {
 		c.limits = c.listener.o.Limits()
 	}
 	n, r := c.head.judge(b, c.limits)
+	c.opening = c.opening && n == 0
 	if r != 0 {
 		c.refuse(r)
+		if c.opening && r == badVersion && isForeign(b) {
+			c.poison, c.foreign = "", true
+		}
 		return 0
 	}
 	return n
+}
+
+// isForeign reports whether the first line of a connection is neither of HTTP/1 nor the preface of HTTP/2. Who speaks something
+// else understands no answer, and a wrong preface calls for the end of the connection (RFC 9113, 3.4).
+func isForeign(b []byte) bool {
+	line, _, _ := bytes.Cut(b, []byte{'\n'})
+	return !bytes.Contains(bytes.ToUpper(line), []byte("HTTP/"))
 }
 
 // ended goes on when the last of the bytes that were counted has passed.

@@ -26,6 +26,8 @@ type Conn struct {
 	// All of these belong to the reader.
 	state      state
 	mayPreface bool // nothing was read yet, and HTTP/2 may begin without TLS
+	opening    bool // and then nothing but the beginning of a first request
+	foreign    bool // which was none of HTTP
 	timed      bool // the time for a head is running
 	head       head
 	trailer    trailer
@@ -138,6 +140,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 			n := copy(p, c.poison)
 			c.poison = c.poison[n:]
 			return n, nil
+		case c.foreign:
+			return 0, io.EOF
 		case c.state == refused:
 			return 0, c.discard()
 		case c.state == passing && c.held.buf == nil && c.err == nil:
