@@ -186,7 +186,20 @@ func (s *Server) lifetime() context.Context {
 
 // handle answers one request that net/http has read.
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 2 {
+		deepen(0)
+	}
 	s.serve(w, r, nil) //nolint:contextcheck // the request carries its context
+}
+
+// deepen makes the stack of a goroutine that net/http has made for one request as large as that is going to need. It would
+// grow in several steps otherwise, each of which copies more than the one before.
+//
+//go:noinline
+func deepen(i int) byte {
+	var room [8 << 10]byte
+	room[i] = 1
+	return room[len(room)-1-i]
 }
 
 // serve answers one request of a client. It comes by the plain connection, or by net/http if that is nil.
