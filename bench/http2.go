@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 // answer no further than :status, since a full client would take more of the machine than what is measured.
 type http2Client struct {
 	conn    net.Conn
+	in      *bufio.Reader
+	out     *bufio.Writer // flushed before waiting
 	framer  *http2.Framer
 	headers []byte
 	body    []byte // sent with each request; nil: none
@@ -30,7 +33,9 @@ func openHTTP2(addr, host string, streams int, calls bool) func(time.Time) (clie
 		if err != nil {
 			return nil, err
 		}
-		c := &http2Client{conn: conn, framer: http2.NewFramer(conn, conn), streams: streams, next: 1, began: map[uint32]time.Time{}}
+		c := &http2Client{conn: conn, streams: streams, next: 1, began: map[uint32]time.Time{}}
+		c.in, c.out = bufio.NewReaderSize(conn, 16<<10), bufio.NewWriterSize(conn, 16<<10)
+		c.framer = http2.NewFramer(c.out, c.in)
 		// :method GET, :scheme http, :path /
 		c.headers = literals([]byte{0x82, 0x86, 0x84}, [2]string{":authority", host}, [2]string{"user-agent", "bench"})
 		if calls {
@@ -39,7 +44,7 @@ func openHTTP2(addr, host string, streams int, calls bool) func(time.Time) (clie
 				[2]string{"user-agent", "bench"}, [2]string{"content-type", "application/grpc"}, [2]string{"te", "trailers"})
 			c.body = message
 		}
-		_, err = io.WriteString(conn, http2.ClientPreface)
+		_, err = io.WriteString(c.out, http2.ClientPreface)
 		if err == nil {
 			err = c.framer.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 		}
@@ -66,6 +71,11 @@ func (c *http2Client) step(m *meter) error {
 			continue
 		}
 		if err := c.framer.WriteData(id, true, c.body); err != nil {
+			return err
+		}
+	}
+	if c.in.Buffered() == 0 {
+		if err := c.out.Flush(); err != nil {
 			return err
 		}
 	}
