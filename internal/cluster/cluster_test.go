@@ -235,7 +235,9 @@ func TestEveryChangeOfAKeyIsTold(t *testing.T) {
 		by   func() bool
 		want []string
 	}{
-		{func() bool { return table.Apply("n", "1", cluster.Delta{From: 1, To: 2, Weights: map[string]int{"a": 0}}) }, []string{"a"}},
+		{func() bool {
+			return table.Apply("n", "1", cluster.Delta{From: 1, To: 2, Weights: map[string]int{"a": 0}})
+		}, []string{"a"}},
 		{func() bool { table.Replace("n", "1", 3, map[string]int{"c": 2, "d": 1}); return true }, []string{"b", "c", "d"}},
 	} {
 		touched = nil
