@@ -2,8 +2,8 @@
 // systemd or by the process before, and the notes systemd gets in return.
 //
 // An assembly describes itself as a [Program]; a main package passes that to [Main] and exits with the code it returns.
-// Main loads the settings, starts the assembly's Run and gives it a [Process], which is all that a running assembly sees
-// of the shell. It knows nothing of what a program does, and it recovers from no panic: a panic is a bug of ours, and
+// Main loads the settings, has the assembly made of them as [Loaded] says, and runs it. A [Process] is all that an assembly
+// sees of the shell. It knows nothing of what a program does, and it recovers from no panic: a panic is a bug of ours, and
 // the process that has one should end and be started again.
 //
 // # One life
