@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// readQuiet reads until nothing comes for a while, then ends its own direction and reads to the end. It has more patience
-// while there are fewer answers than it wants, since a slow machine is no refusal.
-func readQuiet(t testing.TB, c net.Conn, br *bufio.Reader, want int) string {
+// readQuiet reads until nothing comes for a while, then ends its own direction and reads to the end. While there are fewer
+// answers than it wants it waits for longer, since a slow machine is no refusal.
+func readQuiet(t testing.TB, c net.Conn, br *bufio.Reader, want int, longer time.Duration) string {
 	t.Helper()
 	var got bytes.Buffer
 	p := make([]byte, 4096)
@@ -25,7 +25,7 @@ func readQuiet(t testing.TB, c net.Conn, br *bufio.Reader, want int) string {
 		case quiet:
 			wait = patience
 		case len(answersIn(got.String())) < want:
-			wait = 2 * time.Second
+			wait = longer
 		}
 		if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 			return got.String()
