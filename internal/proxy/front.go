@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -207,10 +209,11 @@ func (f *front) shutdown(ctx context.Context) {
 // close cuts off what is left, and waits for it.
 func (f *front) close() {
 	f.mu.Lock()
-	for c := range f.plain {
-		_ = c.conn.Close()
-	}
+	left := slices.Collect(maps.Keys(f.plain))
 	f.mu.Unlock()
+	for _, c := range left {
+		c.cutOff()
+	}
 	_ = f.guarded.Close()
 	_ = f.http.Close()
 	f.wait.Wait()

@@ -275,6 +275,9 @@ func (c *plainConn) answer() bool {
 		c.linger()
 		return false
 	}
+	if c.w.hasty.Swap(false) && c.guard.SetWriteDeadline(time.Time{}) != nil {
+		return false
+	}
 	return c.guard.Left() == 0
 }
 
@@ -318,6 +321,15 @@ func (c *plainConn) discardBody() bool {
 		}
 	}
 	return c.guard.Left() == 0
+}
+
+// cutOff closes the connection below TLS, whose own goodbye would wait for a client that reads nothing.
+func (c *plainConn) cutOff() {
+	below := c.below
+	if secured, ok := below.(*tls.Conn); ok {
+		below = secured.NetConn()
+	}
+	_ = below.Close()
 }
 
 // leave is called when the client has gone, or when time is over for all requests.

@@ -22,6 +22,7 @@ type plainWriter struct {
 	buf    []byte      // in room: what is to be sent
 	pair   [2][]byte   // behind both
 	both   net.Buffers // a write of two pieces
+	hasty  atomic.Bool // a deadline for writing was set, by any goroutine
 	bare   bool        // the answer has no body
 	chunks bool
 	wrote  bool // the head of the final answer
@@ -227,8 +228,11 @@ func (w *plainWriter) SetReadDeadline(t time.Time) error {
 	return w.c.guard.SetReadDeadline(t)
 }
 
-// SetWriteDeadline bounds all further writing.
-func (w *plainWriter) SetWriteDeadline(t time.Time) error { return w.c.guard.SetWriteDeadline(t) }
+// SetWriteDeadline bounds all further writing in this exchange.
+func (w *plainWriter) SetWriteDeadline(t time.Time) error {
+	w.hasty.Store(true)
+	return w.c.guard.SetWriteDeadline(t)
+}
 
 // appendStatus writes a status line. The reason is ours, as with net/http.
 func appendStatus(b []byte, status int) []byte {
