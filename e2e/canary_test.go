@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/tls"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -12,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -116,12 +119,7 @@ token = %q
 		return text
 	}
 	operator := token("an operator", keys["admin"])
-	clustered := start(t, nil, "pikod", "--config", n.file)
-	await(t, "Consul to be missed", settle, func() error { return contains(clustered.output(t), "consul") })
-	c.argv(t, clustered)
-	_, _ = run(t, nil, "pikod", "--config", alone, "--check-config")
-	clustered.kill(t)
-	c.look("log of pikod without its Consul", []byte(clustered.output(t)))
+	c.without(t, n)
 
 	n.file = alone
 	n.process = start(t, nil, "pikod", "--config", n.file)
@@ -198,6 +196,61 @@ token = %q
 	c.verdict(t)
 }
 
+// without runs a node that asks for everything that is not there: Consul, an authority, a key server. It ends as a program
+// does that panics, with all its goroutines in the log.
+func (c *canaries) without(t *testing.T, n *node) {
+	t.Helper()
+	b, err := os.ReadFile(n.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account := base64.RawURLEncoding.EncodeToString([]byte(c.secret("what the key of an account is made of")))
+	c.keep("the key of an account with an authority", account)
+	file := writeFile(t, "pikod.toml", fmt.Sprintf(`%s
+[[upstream.tenants]]
+id = "k"
+auth.jwks.url = "https://127.0.0.1:9/keys?key=%s"
+[acme]
+domains = ["localhost.piko.test"]
+agree_tos = true
+listeners = ["proxy"]
+directory_url = "https://127.0.0.1:9/directory"
+directory = %q
+eab_key_id = "e2e"
+eab_key = %q
+`, b, c.secret("the key of a key server"), t.TempDir(), account))
+	p := start(t, nil, "pikod", "--config", file)
+	await(t, "Consul to be missed", settle, func() error { return contains(p.output(t), "consul") })
+	p.awaitListen(t, "tcp", n.upstream)
+	e := base64.RawURLEncoding
+	r := request(t, http.MethodGet, "https://"+n.upstream+"/piko/v2/tunnel", nil)
+	r.Header.Set("X-Piko-Tenant-Id", "k")
+	r.Header.Set("Authorization", "Bearer "+e.EncodeToString([]byte(`{"alg":"EdDSA","kid":"k"}`))+"."+
+		e.EncodeToString([]byte(`{"exp":4000000000}`))+"."+e.EncodeToString(make([]byte, 64)))
+	a := do(t, &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, r)
+	if a.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("without a key server a token is answered with %d", a.StatusCode)
+	}
+	c.look("answer without a key server", fmt.Appendf(nil, "%v %s", a.Header, a.body))
+	if err := contains(p.output(t), "127.0.0.1:9/keys?[redacted]"); err != nil {
+		t.Error(err)
+	}
+	c.argv(t, p)
+	for _, flag := range []string{"--dump-config", "--check-config"} {
+		out, code := run(t, nil, "pikod", "--config", file, flag)
+		if code != 0 {
+			t.Errorf("%s: code %d: %s", flag, code, out)
+		}
+		c.look("pikod "+flag, []byte(out))
+	}
+	p.signal(t, syscall.SIGQUIT)
+	<-p.done
+	if err := contains(p.output(t), "\ngoroutine 1 "); err != nil {
+		t.Error(err)
+	}
+	c.look("log of pikod without anything, and its goroutines", []byte(p.output(t)))
+}
+
 func withoutConsul(t *testing.T, file string) string {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -207,14 +260,16 @@ func withoutConsul(t *testing.T, file string) string {
 	return strings.Replace(string(b), `address = "http://127.0.0.1:9"`, "", 1)
 }
 
-// argv looks at the arguments of a running process.
+// argv looks at the arguments of a running process, and at its environment.
 func (c *canaries) argv(t *testing.T, p *process) {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
+	for _, file := range []string{"cmdline", "environ"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.cmd.Process.Pid, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.look(file+" of "+p.name, b)
 	}
-	c.look("arguments of "+p.name, b)
 }
 
 // provoke asks the listeners for everything that they refuse, and the operators' one for everything that it has.

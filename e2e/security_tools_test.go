@@ -4,10 +4,13 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,24 +90,86 @@ func TestSecurityH2Spec(t *testing.T) {
 	}
 }
 
-// No listener speaks anything older than TLS 1.2.
-func TestSecurityTestSSL(t *testing.T) {
+// secured is a node whose four listeners speak TLS, by name. It knows of no Consul, so it is never ready.
+func secured(t *testing.T) map[string]string {
+	t.Helper()
 	a := newAuthority(t)
 	cert, key := a.issue(t, "localhost")
-	conf := fmt.Sprintf("tls = {cert = %q, key = %q}", cert, key)
-	n := startNode(t, nodeOptions{Proxy: conf, Upstream: conf})
-	for name, addr := range map[string]string{"proxy": n.proxy, "upstream": n.upstream} {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	addrs := map[string]string{}
+	var text strings.Builder
+	for _, name := range []string{"proxy", "upstream", "admin", "cluster"} {
+		addrs[name] = freeAddress(t)
+		fmt.Fprintf(&text, "[%s]\nlisten = %q\n", name, addrs[name])
+		if name == "cluster" {
+			fmt.Fprintf(&text, "secret = %q\n", clusterSecret)
+		} else {
+			fmt.Fprintf(&text, "tls = {cert = %q, key = %q}\n", cert, key)
+		}
+	}
+	fmt.Fprintf(&text, "[consul]\naddress = %q\n", "http://"+freeAddress(t))
+	p := start(t, nil, "pikod", "--config", writeFile(t, "pikod.toml", text.String()))
+	for name, addr := range addrs {
+		p.awaitListen(t, "tcp", addr)
+		t.Logf("%s: %s", name, addr)
+	}
+	return addrs
+}
+
+// No listener speaks anything older than TLS 1.2, nodes among themselves nothing older than 1.3, none a cipher that is broken
+// or without forward secrecy.
+func TestSecurityTLSIsModern(t *testing.T) {
+	for name, addr := range secured(t) {
+		// shake reports whether the server goes on with this. What it says of our certificate, which it may want, is no refusal.
+		shake := func(version uint16, suites ...uint16) bool {
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			_ = conn.SetDeadline(time.Now().Add(settle))
+			return tls.Client(conn, &tls.Config{
+				InsecureSkipVerify: true, MinVersion: version, MaxVersion: version, CipherSuites: suites,
+			}).Handshake() == nil
+		}
+		for version, want := range map[uint16]bool{
+			tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: name != "cluster", tls.VersionTLS13: true,
+		} {
+			if have := shake(version); have != want {
+				t.Errorf("%s: %s: %v, want %v", name, tls.VersionName(version), have, want)
+			}
+		}
+		for _, suite := range tls.InsecureCipherSuites() {
+			if slices.Contains(suite.SupportedVersions, tls.VersionTLS12) && shake(tls.VersionTLS12, suite.ID) {
+				t.Errorf("%s: takes %s", name, suite.Name)
+			}
+		}
+	}
+}
+
+// A tool of others sees the same, and that no client can ask for another handshake.
+func TestSecurityTestSSL(t *testing.T) {
+	for name, addr := range secured(t) {
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 		defer cancel()
-		out, err := exec.CommandContext(ctx, "testssl", "--quiet", "--color", "0", "--warnings", "off", "--ip", "127.0.0.1",
-			"-p", addr).CombinedOutput()
+		args := []string{"--quiet", "--color", "0", "--warnings", "off", "--ip", "127.0.0.1", "-p"}
+		if name == "proxy" { // which stands for those that do not speak TLS 1.3 only; it takes a while
+			args = append(args, "-R")
+		}
+		out, err := exec.CommandContext(ctx, "testssl", append(args, addr)...).CombinedOutput()
 		if err != nil && !strings.Contains(string(out), "TLS 1.3") {
 			t.Fatalf("%s: testssl: %v\n%s", name, err, out)
 		}
-		for version, want := range map[string]string{
+		wanted := map[string]string{
 			"SSLv2": "not offered", "SSLv3": "not offered", "TLS 1": "not offered", "TLS 1.1": "not offered",
 			"TLS 1.2": "offered", "TLS 1.3": "offered",
-		} {
+		}
+		if name == "cluster" {
+			wanted["TLS 1.2"] = "not offered"
+		}
+		if name == "proxy" && !regexp.MustCompile(`Secure Client-Initiated Renegotiation\s+not vulnerable`).Match(out) {
+			t.Errorf("%s: a client may ask for another handshake\n%s", name, out)
+		}
+		for version, want := range wanted {
 			m := regexp.MustCompile(`(?m)^\s*` + regexp.QuoteMeta(version) + `\s+((?:not )?offered)`).FindStringSubmatch(string(out))
 			if m == nil || m[1] != want {
 				t.Errorf("%s: %s is %q, want %q\n%s", name, version, m, want, out)

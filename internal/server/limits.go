@@ -76,6 +76,7 @@ func gateSettings(c *config.Pikod) map[string]limit.GateSettings {
 		Access:      access(c.Proxy.Allow, c.Proxy.Deny),
 		Connections: c.Proxy.Limits.MaxConnections, PerAddress: c.Proxy.Limits.MaxConnectionsPerAddress,
 		Exempt: limit.Networks(c.Proxy.TrustedProxies), NoProgress: time.Duration(c.Proxy.Limits.WriteTimeout),
+		LeastRate: int64(c.Proxy.Limits.MinReadRate),
 	}
 	if len(p.Allow) > 0 {
 		// Requests that come by a trusted proxy are judged by their client.
@@ -123,6 +124,25 @@ func (l *limits) badToken(remote string, f fault.Fault, c *config.UpstreamLimits
 		return fault.TooManyFailures
 	}
 	return f
+}
+
+// settingOf names the setting that an agent was over, for whoever reads the log to raise it; nil: there is none.
+func settingOf(r limit.Reason) any {
+	switch r {
+	case limit.RegistrationRate:
+		return "upstream.limits.sessions_per_address"
+	case limit.AuthRate:
+		return "upstream.limits.failed_auth_per_address"
+	case limit.Sessions:
+		return "upstream.max_sessions"
+	case limit.TenantSessions:
+		return "upstream.limits.max_sessions_per_tenant"
+	case limit.SubjectSessions:
+		return "upstream.limits.max_sessions_per_subject"
+	case limit.EndpointSessions:
+		return "upstream.limits.max_sessions_per_endpoint"
+	}
+	return nil
 }
 
 func remoteAddr(remote string) netip.Addr {

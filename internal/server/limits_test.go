@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/tunnel"
@@ -263,6 +265,11 @@ func TestSessionsOverALimitAreRefused(t *testing.T) {
 	second := dial("s2", "t", "")
 	dial("s3", "t", "429")
 	n.wantRejected(t, "upstream", "tenant_sessions", "1")
+	if !slices.ContainsFunc(n.log.AllEntries(), func(e *logrus.Entry) bool {
+		return e.Message == "agent refused" && e.Data["setting"] == "upstream.limits.max_sessions_per_tenant"
+	}) {
+		t.Error("the log does not say which setting to raise")
+	}
 	other := dial("s1", "u", "") // another tenant's s1
 	own := dial("s1", "", "")
 

@@ -206,7 +206,7 @@ func (s *Server) turnAway(w http.ResponseWriter, r *http.Request, f fault.Fault,
 		s.limits.report.Count(limit.Upstream, reason)
 	}
 	s.limits.report.Warn("agent refused", f.Code, logrus.Fields{
-		"remote": r.RemoteAddr, "path": r.URL.Path, "limit": reason, "err": why,
+		"remote": r.RemoteAddr, "path": r.URL.Path, "limit": reason, "setting": settingOf(reason), "err": why,
 	})
 	fault.Write(w, r, f, "")
 }
