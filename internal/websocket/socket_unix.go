@@ -66,3 +66,46 @@ func (s *socket) read() (*buffer, int, error) {
 	}
 	return nil, 0, err
 }
+
+// nudge writes to a socket of the kernel, but never waits for it.
+type nudge struct {
+	raw  syscall.RawConn
+	try  func(fd uintptr) bool // attempt, bound once
+	data []byte
+	n    int
+}
+
+// newNudge returns nil when conn is not a bare TCP socket, or is closed.
+func newNudge(conn net.Conn) *nudge {
+	tcp := bare(conn)
+	if tcp == nil {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	w := &nudge{raw: raw}
+	w.try = w.attempt
+	return w
+}
+
+// attempt writes to fd once.
+func (w *nudge) attempt(fd uintptr) bool {
+	for {
+		n, err := syscall.Write(int(fd), w.data)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		w.n = max(n, 0)
+		return true
+	}
+}
+
+// write returns how much of p the socket has taken at once.
+func (w *nudge) write(p []byte) int {
+	w.data, w.n = p, 0
+	_ = w.raw.Write(w.try) // what is wrong with the socket, an ordinary write will say
+	w.data = nil
+	return w.n
+}

@@ -113,7 +113,8 @@ type Conn struct {
 	rerr   error  // why reading ended
 	into   receiver
 
-	wmu sync.Mutex // held during socket writes, so that frames do not mix; see Conn.unlock
+	wmu   sync.Mutex // held during socket writes, so that frames do not mix; see Conn.unlock
+	nudge *nudge     // for TryWrite; guarded by wmu
 
 	wend atomic.Pointer[failure] // why writing ended; nil while it may go on
 

@@ -1,6 +1,7 @@
 package websocket
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -77,6 +78,80 @@ func (c *Conn) WriteReserved(p []byte) error {
 	c.wmu.Lock()
 	defer c.unlock()
 	return c.sendLocked(frame)
+}
+
+// Key returns a key to mask a message for [Conn.WriteMasked] with; 0 when it needs none.
+func (c *Conn) Key() uint32 { return c.maskKey() }
+
+// Mask writes src, masked with key, to dst, which must be as long, and returns the key for the bytes that follow.
+func Mask(dst, src []byte, key uint32) uint32 { return xor(dst, src, key) }
+
+// WriteMasked is WriteReserved for data that has been masked with a key of [Conn.Key] already: at one go with the copying of it
+// to p, that costs next to nothing. Each key is for one message.
+func (c *Conn) WriteMasked(p []byte, key uint32) error {
+	if len(p) <= HeaderRoom {
+		return nil
+	}
+	at := putHeader(p[:HeaderRoom], opBinary, len(p)-HeaderRoom, c.client, key)
+	c.wmu.Lock()
+	defer c.unlock()
+	return c.sendLocked(p[at:])
+}
+
+// TryWrite sends the beginning of p as one message without waiting, and returns how much that is. When the socket takes only
+// a part of the message, the rest follows in the background, before anything else. Without a plain TCP socket it sends nothing.
+// What is wrong, the next Write tells.
+func (c *Conn) TryWrite(p []byte) int {
+	if len(p) == 0 || !c.wmu.TryLock() {
+		return 0
+	}
+	if c.nudge == nil {
+		c.nudge = newNudge(c.conn)
+	}
+	if c.nudge == nil || c.wend.Load() != nil {
+		c.unlockSoon(nil)
+		return 0
+	}
+	p = p[:min(len(p), bufferData, c.maxMessage)]
+	buf := buffers.Get().(*buffer)
+	frame := c.frame(buf.bytes[:HeaderRoom+len(p)], p)
+	n := c.nudge.write(frame)
+	var rest []byte
+	if n > 0 {
+		rest = bytes.Clone(frame[n:])
+	}
+	buffers.Put(buf)
+	c.unlockSoon(rest)
+	if n == 0 {
+		return 0
+	}
+	return len(p)
+}
+
+// unlockSoon is unlock for those who must not wait: the rest of a frame and control frames are sent in the background.
+func (c *Conn) unlockSoon(rest []byte) {
+	for len(rest) == 0 && !c.queued.Load() {
+		c.wmu.Unlock()
+		if !c.queued.Load() || !c.wmu.TryLock() {
+			return
+		}
+	}
+	c.cmu.Lock()
+	defer c.cmu.Unlock()
+	switch {
+	case !c.closing:
+		c.background.Go(func() {
+			defer c.unlock()
+			if len(rest) > 0 {
+				_ = c.sendLocked(rest) // kept in wend
+			}
+		})
+	case len(rest) > 0: // Close waits for wmu, and is not to wait for more
+		_ = c.wrote(net.ErrClosed)
+		c.wmu.Unlock()
+	default: // Close sends the control frames
+		c.wmu.Unlock()
+	}
 }
 
 // frame makes a binary message of data in room, whose first HeaderRoom bytes are for the header, and returns it. The
