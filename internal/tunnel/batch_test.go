@@ -91,7 +91,7 @@ func fillBatch(t *testing.T, l *link) {
 	st := acknowledged(t, l)
 	for {
 		l.mu.Lock()
-		n := min(maxBatch-2*frameSize-(len(l.batch.b)-batchFront), maxFrame)
+		n := min(maxBatch-2*frameSize-(len(l.batch.b)-batchFront), maxSmall)
 		st.send = maxFrame
 		l.mu.Unlock()
 		if n <= 0 {
@@ -101,6 +101,34 @@ func fillBatch(t *testing.T, l *link) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// However much others have to send, what is small goes with the next message.
+func TestSmallFramesNeedNotWaitForRoom(t *testing.T) {
+	l := offline(role{})
+	l.writeTimeout = time.Hour
+	bulk, small := acknowledged(t, l), acknowledged(t, l)
+	drained(t, l)
+	bulk.send = 1 << 20
+	done := make(chan error, 1)
+	go func() {
+		_, err := bulk.Write(make([]byte, 1<<20))
+		done <- err
+	}()
+	eventually(t, "Write waits for room", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.room != nil
+	})
+	if n, err := small.Write(make([]byte, maxSmall)); n != maxSmall || err != nil {
+		t.Fatal(n, err)
+	}
+	have := drained(t, l)
+	if h := have[len(have)-1]; h.stream() != small.id || h.length() != maxSmall {
+		t.Errorf("the last frame is of stream %d and has %d bytes", h.stream(), h.length())
+	}
+	bulk.Reset()
+	wantError(t, receive(t, done, "end of Write"), ErrReset)
 }
 
 func TestPingIsAnsweredBesideMuchElse(t *testing.T) {
@@ -178,16 +206,26 @@ func TestFramesThatNobodyTakesEndTheSession(t *testing.T) {
 }
 
 func TestPongsThatNobodyTakesAreBounded(t *testing.T) {
-	l := offline(role{})
-	for i := range uint32(90) {
-		ping := makeFrame(kindPing, flagSYN, 0, i)
+	noLeaks(t)
+	p, blocked := stuck(t, NodeOptions{})
+	l, answered := p.s.l, 0
+	for !l.ended() {
+		l.mu.Lock()
+		l.pings = meter{} // as if they came slowly
+		l.mu.Unlock()
+		ping := makeFrame(kindPing, flagSYN, 0, uint32(answered))
 		if abuse := l.give(ping[:]); abuse != nil {
 			t.Fatal(abuse)
 		}
+		if answered++; answered > (maxLate+largeBatch)/frameSize {
+			t.Fatalf("%d answers wait for a peer that takes none", answered)
+		}
 	}
-	if have := drained(t, l); len(have) != 90 {
-		t.Errorf("%d answers to 90 pings", len(have))
+	if answered < maxLate/frameSize {
+		t.Errorf("the session ended after %d pings", answered)
 	}
+	wantError(t, receive(t, blocked, "end of Write"), errUnread)
+	p.s.Wait()
 }
 
 func TestWriteAllocatesNothing(t *testing.T) {

@@ -7,12 +7,11 @@ import (
 )
 
 const (
-	pingEvery     = time.Second / 20
-	pingBurst     = 100
-	glitchEvery   = time.Minute / 1000
-	glitchBurst   = 1000
-	rememberedMax = 2048 // ids of streams reset here whose late frames are expected
-	stallTimeout  = 10 * time.Second
+	pingEvery    = time.Second / 20
+	pingBurst    = 100
+	glitchEvery  = time.Minute / 1000
+	glitchBurst  = 1000
+	stallTimeout = 10 * time.Second
 
 	// maxHeld bounds what all streams of a session hold unread, besides the control stream. Beyond half of it no stream's
 	// window grows. When it would be exceeded, the stream that holds most is reset: the peer kept to the windows that it
@@ -23,24 +22,63 @@ const (
 // guard is what a link knows of the streams. It judges every frame: a peer can neither confuse us nor make us hold more
 // than the windows allow.
 type guard struct {
-	streams    map[uint32]*Stream
-	finished   map[*Stream]struct{} // gone, but not read to the end
-	nstreams   int                  // without the control stream
-	opening    int                  // admitted, but not opened yet
-	lastLocal  uint32               // the highest
-	lastPeer   uint32
-	emptied    chan struct{}
-	pings      meter
-	glitches   meter
-	resets     map[uint32]struct{}
-	resetOrder []uint32
-	pingID     uint32
-	pingSent   time.Duration
-	answered   chan struct{} // closed by the answer to our ping; nil: none is expected
-	blamed     string        // an abuse that is not reported yet
-	control    *Stream
-	onControl  func() // reads the control stream
-	hearing    bool   // it runs
+	streams   map[uint32]*Stream
+	finished  map[*Stream]struct{} // gone, but not read to the end
+	nstreams  int                  // without the control stream
+	opening   int                  // admitted, but not opened yet
+	lastLocal uint32               // the highest
+	lastPeer  uint32
+	emptied   chan struct{}
+	pings     meter
+	glitches  meter
+	belated   belated
+	pingID    uint32
+	pingSent  time.Duration
+	answered  chan struct{} // closed by the answer to our ping; nil: none is expected
+	blamed    string        // an abuse that is not reported yet
+	control   *Stream
+	onControl func() // reads the control stream
+	hearing   bool   // it runs
+}
+
+// belated is what the peer may still send on streams that were reset here before it hears of that: however many they are, and
+// however long it takes, no more than it was allowed to before.
+type belated struct {
+	bytes int64 // of data
+	ends  int   // FIN
+	acks  int
+}
+
+// reset notes a stream that is reset here.
+func (b *belated) reset(s *Stream) {
+	if !s.finIn {
+		b.bytes += s.recv
+		b.ends++
+	}
+	if s.local && !s.acked {
+		b.acks++
+	}
+}
+
+// covers reports whether a frame may be one of those.
+func (b *belated) covers(h frame) bool {
+	data, fin, ack := int64(0), 0, 0
+	if h.kind() == kindData {
+		data = int64(h.length())
+	}
+	if h.flags()&flagFIN != 0 {
+		fin = 1
+	}
+	if h.flags()&flagACK != 0 {
+		ack = 1
+	}
+	if h.kind() == kindData && data+int64(fin+ack) == 0 || data > b.bytes || fin > b.ends || ack > b.acks {
+		return false
+	}
+	b.bytes -= data
+	b.ends -= fin
+	b.acks -= ack
+	return true
 }
 
 // mine reports whether streams of this number are opened here.
@@ -217,17 +255,11 @@ func (l *link) openedLocked(h frame) *AbuseError {
 // seen our reset, and window updates even after both ends have closed a stream. The caller holds mu.
 func (l *link) strayLocked(h frame) *AbuseError {
 	id := h.stream()
-	if _, ok := l.resets[id]; ok {
-		if h.flags()&(flagFIN|flagRST) != 0 {
-			delete(l.resets, id)
-		}
-		return nil
-	}
 	last := l.lastPeer
 	if l.mine(id) {
 		last = l.lastLocal
 	}
-	if h.kind() == kindWindow && h.flags()&^flagRST == 0 && id <= last {
+	if id <= last && (h.kind() == kindWindow && h.flags()&^flagRST == 0 || l.belated.covers(h)) {
 		return nil
 	}
 	if !l.glitches.take(l.now(), glitchEvery, glitchBurst) {

@@ -263,21 +263,8 @@ func (l *link) resetLocked(s *Stream) {
 	}
 	rst := makeFrame(kindWindow, flagRST, s.id, 0)
 	l.queueLocked(rst[:])
-	l.rememberLocked(s.id)
+	l.belated.reset(s)
 	l.forgetLocked(s)
-}
-
-// rememberLocked notes a stream whose frames may still come. The caller holds mu.
-func (l *link) rememberLocked(id uint32) {
-	if l.resets == nil {
-		l.resets = make(map[uint32]struct{})
-	}
-	l.resets[id] = struct{}{}
-	l.resetOrder = append(l.resetOrder, id)
-	if len(l.resetOrder) > rememberedMax {
-		delete(l.resets, l.resetOrder[0])
-		l.resetOrder = l.resetOrder[1:]
-	}
 }
 
 // serve has f run in a goroutine of its own whenever something has come on the control stream and none runs already; f ends
