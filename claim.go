@@ -9,6 +9,7 @@ import (
 const (
 	patience   = 4                     // nodes that a place passes over before it takes whatever it gets
 	passPause  = 20 * time.Millisecond // between two of them
+	sameMin    = time.Second           // the ceiling of the first pause when there seems to be one node only
 	zonesKnown = 16                    // more are not remembered
 )
 
@@ -18,10 +19,20 @@ var errSameNode = errors.New("another session leads to the same node")
 // errElsewhere says that a session to another node would be better than a new one to this.
 var errElsewhere = errors.New("another node would be better")
 
-// zones are those in which nodes were met.
+// zones are those in which nodes were met, and whether there is more than one node.
 type zones struct {
 	seen   map[string]struct{}
 	single bool // places have looked for another zone than the only one, in vain
+	node   string
+	spread bool // there is another node than that one
+}
+
+// met notes a node.
+func (z *zones) met(node string) {
+	if z.node == "" {
+		z.node = node
+	}
+	z.spread = z.spread || node != z.node
 }
 
 // claim enters a new link, unless another live one leads to the same node. Links to draining nodes don't count: a node
@@ -32,9 +43,10 @@ func (p *pool) claim(k *link, at *place) error {
 	if p.draining {
 		return net.ErrClosed
 	}
+	p.zones.met(k.nodeID)
 	for other := range p.links {
 		if !other.leaving && other.nodeID == k.nodeID && other.settings == k.settings {
-			if at.passed < patience {
+			if p.zones.spread && at.passed < patience {
 				at.passed++
 				return errElsewhere
 			}

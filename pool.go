@@ -123,9 +123,9 @@ func (p *pool) remove(l *Listener) {
 
 // keep fills one place for a connection until ctx ends, which is when the pool does or the place is not wanted any more.
 func (p *pool) keep(ctx context.Context, at *place) {
-	var failed backoff.Backoff                 // no session could be made
-	short := backoff.Backoff{Max: time.Second} // sessions that were made did not last
-	same := backoff.Backoff{Max: time.Minute}  // there seems to be no other node
+	var failed backoff.Backoff                              // no session could be made
+	short := backoff.Backoff{Max: time.Second}              // sessions that were made did not last
+	same := backoff.Backoff{Min: sameMin, Max: time.Minute} // there seems to be no other node
 	report := reporter{log: p.log, url: at.url}
 	for p.awaitListener(ctx) {
 		attempt, lost := p.beginDial()
