@@ -9,6 +9,7 @@ import (
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 // lastWriteWait is how long the end of a request may take to be written when its answer is complete already.
@@ -113,6 +114,8 @@ func (x *exchange) broken(s *router.Stream, err error) {
 		}
 	case x.sender != nil && x.sender.err != nil:
 		x.record.fail(fault.BadBody, x.sender.err)
+	case errors.Is(err, tunnel.ErrUnread):
+		x.record.err, x.record.reason = err, limit.SlowReader // who has left it to us is to blame, and not the service
 	default:
 		s.Failed(err)
 		f := fault.UpstreamBroke

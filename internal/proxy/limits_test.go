@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,10 +15,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sirupsen/logrus"
 
+	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 // reported returns options that count rejections, and a function that says how many there were for a reason.
@@ -192,6 +196,48 @@ func TestSlowReaderOfOneStream(t *testing.T) {
 	}
 	if _, err := io.Copy(io.Discard, large.Body); err == nil {
 		t.Error("an answer that was cut off looks complete")
+	}
+}
+
+// overfull is a session that has to give up what its streams hold.
+type overfull struct{ *tcpSession }
+
+func (s overfull) Open(ctx context.Context, h tunnel.Header) (router.Conn, error) {
+	c, err := s.tcpSession.Open(ctx, h)
+	return unread{c}, err
+}
+
+type unread struct{ router.Conn }
+
+func (c unread) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		err = tunnel.ErrUnread
+	}
+	return n, err
+}
+
+// An answer that is lost since its client did not read it is no fault of the service, which would get no more requests.
+func TestLostAnswerIsTheReadersFault(t *testing.T) {
+	report, count := reported(t)
+	f := newFixture(t, report)
+	s := f.serveRaw(answer("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nten bytes."))
+	f.router.RemoveSession(s)
+	f.router.Add("ep1", overfull{s}, router.UpstreamOptions{Weight: 1, Protocol: tunnel.ProtocolHTTP})
+	resp, err := f.client().Do(f.request("GET", "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for _, c := range s.conns() {
+		_ = c.CloseRead() // the service sends nothing more
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+		t.Error("an answer that was lost looks complete")
+	}
+	eventually(t, "slow reader counted", func() bool { return count(limit.SlowReader) == 1 })
+	if n := testutil.ToFloat64(f.server.metrics.faults[fault.UpstreamBroke.Code]); n != 0 {
+		t.Errorf("the service was blamed %v times", n)
 	}
 }
 

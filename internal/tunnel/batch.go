@@ -17,6 +17,11 @@ const (
 	// message limit of 256 KiB.
 	maxBatch = 224 << 10
 
+	// smallShare is the part of a batch that is left to frames of at most maxSmall bytes. However many streams wait to send
+	// much, a small answer goes with the next batch.
+	smallShare = 32 << 10
+	maxSmall   = 4 << 10
+
 	// maxHere is the longest write whose caller sends it itself. A longer one goes on filling the batch meanwhile.
 	maxHere = 16 << 10
 
@@ -29,6 +34,11 @@ const (
 	maxLate = 1 << 20
 
 	flusherIdle = time.Second
+
+	// aloneAfter is after how many messages with one frame each a writer no longer waits for others, and probeEvery how often
+	// it looks whether there are any by now.
+	aloneAfter = 32
+	probeEvery = 16
 )
 
 var (
@@ -52,6 +62,9 @@ type writer struct {
 	urgent  [urgentRoom]byte
 	nurgent int
 	owing   []*Stream // whom there was no room to credit
+	frames  int       // of data, in the batch
+	alone   int       // messages in a row that had one such frame, though others were given the time to add theirs
+	yield   bool      // whoever has just written is to give them that time; of the one who sends
 	sending bool      // somebody sends
 	running bool      // there is a flusher
 	parked  bool      // it waits for wake
@@ -68,13 +81,24 @@ type writer struct {
 	stalls  uint64        // flushes when stuck was last armed
 }
 
-// batch holds frames to be sent as one message, behind room for the message's header and for urgent frames.
-type batch struct{ b []byte }
+// batch holds frames to be sent as one message, behind room for the message's header and for urgent frames. They are masked
+// already. The length of the urgent frames is a multiple of that of the key, so that it does not matter to the others.
+type batch struct {
+	b         []byte
+	key, next uint32 // of the message, and of the next byte
+}
+
+// add appends a piece, for which there must be room.
+func (b *batch) add(p []byte) {
+	n := len(b.b)
+	b.b = b.b[:n+len(p)]
+	b.next = websocket.Mask(b.b[n:], p, b.next)
+}
 
 // The caches are shared by all sessions, so that idle ones hold no buffer.
 var (
-	smallBatches = sync.Pool{New: func() any { return &batch{make([]byte, batchFront, smallBatch)} }}
-	largeBatches = sync.Pool{New: func() any { return &batch{make([]byte, batchFront, largeBatch)} }}
+	smallBatches = sync.Pool{New: func() any { return &batch{b: make([]byte, batchFront, smallBatch)} }}
+	largeBatches = sync.Pool{New: func() any { return &batch{b: make([]byte, batchFront, largeBatch)} }}
 )
 
 func (b *batch) recycle() {
@@ -89,7 +113,11 @@ func (b *batch) recycle() {
 
 // fullLocked reports whether a frame with a body of n bytes has to wait. The caller holds mu.
 func (l *link) fullLocked(n int) bool {
-	full := l.late != nil || l.batch != nil && len(l.batch.b)-batchFront+frameSize+n > maxBatch
+	most := maxBatch
+	if n > maxSmall {
+		most -= smallShare
+	}
+	full := l.late != nil || l.batch != nil && len(l.batch.b)-batchFront+frameSize+n > most
 	return full && !l.muted && !l.closed && !l.broken
 }
 
@@ -158,9 +186,9 @@ func (l *link) appendLocked(h frame, body []byte) {
 	need := len(h) + len(body)
 	if l.batch == nil {
 		if need <= smallBatch-batchFront {
-			l.batch = smallBatches.Get().(*batch)
+			l.batch = l.newBatch(&smallBatches)
 		} else {
-			l.batch = largeBatches.Get().(*batch)
+			l.batch = l.newBatch(&largeBatches)
 		}
 	}
 	if b := l.batch; len(b.b)+need > cap(b.b) {
@@ -170,9 +198,19 @@ func (l *link) appendLocked(h frame, body []byte) {
 		}
 		l.batch = largeBatches.Get().(*batch)
 		l.batch.b = append(l.batch.b, b.b[batchFront:]...)
+		l.batch.key, l.batch.next = b.key, b.next
 		b.recycle()
 	}
-	l.batch.b = append(append(l.batch.b, h...), body...)
+	l.batch.add(h)
+	l.batch.add(body)
+}
+
+// newBatch borrows a batch and decides on its key.
+func (l *link) newBatch(from *sync.Pool) *batch {
+	b := from.Get().(*batch)
+	b.key = l.ws.Key()
+	b.next = b.key
+	return b
 }
 
 // lateLocked queues a frame without a body behind a batch that has no room. It ends the session when there are more such
@@ -192,8 +230,8 @@ func (l *link) refillLocked() {
 		return
 	}
 	n := min(len(l.late), maxBatch/frameSize*frameSize)
-	l.batch = largeBatches.Get().(*batch)
-	l.batch.b = append(l.batch.b, l.late[:n]...)
+	l.batch = l.newBatch(&largeBatches)
+	l.batch.add(l.late[:n])
 	if l.late = l.late[n:]; len(l.late) == 0 {
 		l.late = nil
 	}
@@ -207,6 +245,7 @@ func (l *link) kickLocked(here bool) bool {
 	}
 	l.sending = true
 	if here {
+		l.yield = l.alone < aloneAfter || l.flushes%probeEvery == 0
 		return true
 	}
 	l.handOverLocked()
@@ -234,7 +273,9 @@ func (l *link) handOverLocked() {
 
 // flushHere sends what waits, in the goroutine that has just written.
 func (l *link) flushHere() {
-	runtime.Gosched()
+	if l.yield { // it is dear when nobody comes: an idle thread is woken to look for work
+		runtime.Gosched()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.sendLocked() {
@@ -282,7 +323,7 @@ func (l *link) flush() {
 func (l *link) sendLocked() bool {
 	b, p := l.takeBatchLocked()
 	l.mu.Unlock()
-	err := l.ws.WriteReserved(p)
+	err := l.ws.WriteMasked(p, b.key)
 	if err != nil {
 		l.writeFailed(err)
 	}
@@ -301,13 +342,19 @@ func (l *link) sendLocked() bool {
 func (l *link) takeBatchLocked() (*batch, []byte) {
 	b := l.batch
 	if b == nil {
-		b = smallBatches.Get().(*batch)
+		b = l.newBatch(&smallBatches)
 	}
 	l.batch = nil
-	copy(b.b[batchFront-l.nurgent:], l.urgent[:l.nurgent])
+	websocket.Mask(b.b[batchFront-l.nurgent:batchFront], l.urgent[:l.nurgent], b.key)
 	p := b.b[urgentRoom-l.nurgent:]
 	l.nurgent = 0
 	l.flushes++
+	if l.frames > 1 {
+		l.alone = 0
+	} else if l.yield {
+		l.alone = min(l.alone+1, aloneAfter)
+	}
+	l.frames, l.yield = 0, false
 	l.refillLocked()
 	l.payLocked()
 	l.roomLocked()
@@ -322,55 +369,4 @@ func (l *link) dropLocked() {
 	}
 	l.late = nil
 	l.nurgent = 0
-}
-
-// checkIdle ends the flusher when it had nothing to do since the last time. A timer that is armed once a second costs less
-// than one that is armed for every flush.
-func (l *link) checkIdle() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case !l.running:
-	case l.parked && !l.sending && l.flushes == l.seen:
-		l.endParkedLocked()
-	default:
-		l.seen = l.flushes
-		l.idle.Reset(flusherIdle)
-	}
-}
-
-// endParkedLocked wakes a flusher that is parked, to end. The caller holds mu.
-func (l *link) endParkedLocked() {
-	l.retire, l.parked = true, false
-	l.wake <- struct{}{} // never blocks: it has room for one, and parked is set once for each receive
-}
-
-// endFlusherLocked tidies up after the flusher. The caller holds mu.
-func (l *link) endFlusherLocked() {
-	l.running = false
-	l.idle.Stop()
-	l.idle = nil
-	l.roomLocked()
-}
-
-// awaitFlusher waits until nobody sends and there is no flusher. The link is closed, broken or muted.
-func (l *link) awaitFlusher() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for l.sending || l.running {
-		l.retire = true
-		if l.parked && !l.sending {
-			l.endParkedLocked()
-		}
-		if l.room == nil {
-			l.room = make(chan struct{})
-		}
-		room := l.room
-		l.mu.Unlock()
-		<-room
-		l.mu.Lock()
-	}
-	if l.closed || l.broken {
-		l.dropLocked()
-	}
 }

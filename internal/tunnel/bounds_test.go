@@ -119,9 +119,10 @@ func TestStreamThatHoldsMostIsResetForWantOfMemory(t *testing.T) {
 		t.Errorf("stream that holds little: %d bytes and %v", n, err)
 	}
 	_, err := worst.Read(make([]byte, 1))
+	wantError(t, err, ErrUnread)
 	wantError(t, err, ErrReset)
 	_, err = worst.Write(make([]byte, 1))
-	wantError(t, err, ErrReset)
+	wantError(t, err, ErrUnread)
 	for _, st := range hogs[1:] {
 		if _, err := st.Read(make([]byte, 1)); err != nil {
 			t.Errorf("stream that holds less: %v", err)

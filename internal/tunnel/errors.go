@@ -17,6 +17,10 @@ var ErrOpenTimeout = errors.New("stream open timeout")
 // ErrReset is returned by the methods of a stream that either end has reset. It wraps ECONNRESET.
 var ErrReset = fmt.Errorf("stream reset: %w", syscall.ECONNRESET)
 
+// ErrUnread is returned by the methods of a stream that this end had to reset, since nobody read what had come while the
+// session held too much. It wraps ErrReset. The far end is not to blame.
+var ErrUnread = fmt.Errorf("too much that nobody reads: %w", ErrReset)
+
 // ErrSilent is the cause of the end of a session from which nothing was heard for too long.
 var ErrSilent = errors.New("peer is silent")
 

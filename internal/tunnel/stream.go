@@ -16,50 +16,40 @@ import (
 // when the stream holds most of too much that nobody reads. Deadlines give
 // [os.ErrDeadlineExceeded]; they bound waiting for the far end, not for the socket, which the session watches.
 type Stream struct {
-	l     *link
-	id    uint32
-	local bool // opened here
-	rmu   sync.Mutex
-	wmu   sync.Mutex
-	rwake chan struct{} // has room for one; wakes a Read
-	wwake chan struct{} // likewise, for a Write
+	l       *link
+	id      uint32
+	local   bool // opened here
+	rmu     sync.Mutex
+	wmu     sync.Mutex
+	rwake   chan struct{} // has room for one; wakes a Read
+	wwake   chan struct{} // likewise, for a Write
+	clogged bool          // its sink has not taken everything; of the goroutine that reads
 
 	// The link's mu guards the following.
-	placed bool // counted as not acknowledged
-	acked  bool
-	finIn  bool   // the far end has ended its direction
-	finOut bool   // we have ended ours
-	gone   bool   // no frame of it is expected or sent any more
-	closed bool   // by Close: what comes is not wanted
-	reset  bool   // by Reset
-	rstIn  bool   // by the far end
-	lost   bool   // what was unread, for want of memory
-	cut    bool   // by the end of the session
-	owing  bool   // in the link's list of those
-	greet  uint16 // SYN or ACK, until it is sent
-	recv   int64
-	send   int64
-	unread int64 // of what was announced
-	in     queue
-	dst    []byte // of a Read that waits
-	got    int    // how much came into it
-	rlimit deadline
-	wlimit deadline
-	timer  *time.Timer // resets a closed stream
-}
-
-// deadline is that of reading or writing.
-type deadline struct {
-	at    time.Time
-	timer *time.Timer
-}
-
-func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
-
-func (d *deadline) stop() {
-	if d.timer != nil {
-		d.timer.Stop()
-	}
+	placed  bool // counted as not acknowledged
+	acked   bool
+	finIn   bool   // the far end has ended its direction
+	finOut  bool   // we have ended ours
+	gone    bool   // no frame of it is expected or sent any more
+	closed  bool   // by Close: what comes is not wanted
+	reset   bool   // by Reset
+	rstIn   bool   // by the far end
+	lost    bool   // what was unread, for want of memory
+	cut     bool   // by the end of the session
+	owing   bool   // in the link's list of those
+	greet   uint16 // SYN or ACK, until it is sent
+	recv    int64
+	send    int64
+	unread  int64 // of what was announced
+	in      queue
+	dst     []byte           // of a Read that waits
+	got     int              // how much came into it
+	sink    func([]byte) int // of a WriteTo that waits
+	passing bool             // something is given to it
+	flight  int              // how much
+	rlimit  deadline
+	wlimit  deadline
+	timer   *time.Timer // resets a closed stream
 }
 
 // signal wakes who waits, or who will.
@@ -184,7 +174,7 @@ func (s *Stream) usableLocked() error {
 func (s *Stream) endLocked() error {
 	switch {
 	case s.lost:
-		return ErrReset
+		return ErrUnread
 	case s.finIn:
 		return io.EOF
 	case s.rstIn:
@@ -242,11 +232,17 @@ func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
 		}
 		l.mu.Lock()
 	}
-	s.send -= int64(n)
-	l.greetLocked(s)
-	h := makeFrame(kindData, 0, s.id, uint32(n)) //nolint:gosec // at most maxFrame
-	l.appendLocked(h[:], p[:n])
+	s.dataLocked(p[:n])
 	return n, l.kickLocked(n == len(p) && n <= maxHere), nil
+}
+
+// dataLocked queues a frame with p, for which there is room. The caller holds the link's mu, and kicks.
+func (s *Stream) dataLocked(p []byte) {
+	s.send -= int64(len(p))
+	s.l.greetLocked(s)
+	h := makeFrame(kindData, 0, s.id, uint32(len(p))) //nolint:gosec // at most maxFrame
+	s.l.appendLocked(h[:], p)
+	s.l.frames++
 }
 
 // writableLocked returns why nothing can be written any more. The caller holds the link's mu.
@@ -257,7 +253,9 @@ func (s *Stream) writableLocked() error {
 	switch {
 	case s.finOut:
 		return net.ErrClosed
-	case s.rstIn, s.lost:
+	case s.lost:
+		return ErrUnread
+	case s.rstIn:
 		return ErrReset
 	case s.cut, s.l.closed, s.l.broken:
 		return s.l.causeLocked()
@@ -334,7 +332,7 @@ func (s *Stream) abandonLocked() {
 // dropLocked drops what is unread, also what a Read that is being woken has got. The caller holds the link's mu.
 func (s *Stream) dropLocked() {
 	s.countLocked(int(s.unread))
-	s.got = 0
+	s.got, s.flight = 0, 0
 	s.in.drop()
 }
 
@@ -342,46 +340,6 @@ func (s *Stream) dropLocked() {
 func (s *Stream) wakeLocked() {
 	signal(s.rwake)
 	signal(s.wwake)
-}
-
-// SetDeadline sets both deadlines.
-func (s *Stream) SetDeadline(t time.Time) error {
-	if err := s.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return s.SetWriteDeadline(t)
-}
-
-// SetReadDeadline sets the deadline of Read, that of a blocked one too. A passed deadline does not keep Read from returning
-// what has already arrived.
-func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.rlimit, s.rwake, t) }
-
-// SetWriteDeadline sets the deadline of Write, that of a blocked one too. A passed deadline does not keep Write from filling
-// the far end's window.
-func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.wlimit, s.wwake, t) }
-
-func (s *Stream) setDeadline(d *deadline, wake chan struct{}, t time.Time) error {
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if err := s.usableLocked(); err != nil {
-		return err
-	}
-	wait := time.Until(t)
-	if d.at = t; !t.IsZero() {
-		d.at = time.Now().Add(wait) // by the clock of timers: no step of the wall clock parts the two
-	}
-	switch {
-	case t.IsZero():
-		d.stop()
-	case wait <= 0:
-		d.stop()
-		signal(wake)
-	case d.timer == nil:
-		d.timer = time.AfterFunc(wait, func() { signal(wake) })
-	default:
-		d.timer.Reset(wait)
-	}
-	return nil
 }
 
 // Idle reports whether the stream could carry the next exchange: open both ways, and everything received has been read. It
