@@ -25,6 +25,10 @@ type ProxyLimits struct {
 	// How long a client may read nothing of an answer. Then the connection is broken off. Connections that carry TCP or
 	// have been upgraded may rest as long as they like. 0s: for ever.
 	WriteTimeout Duration `toml:"write_timeout" reload:"live" max:"1h"`
+	// Least bytes of answers that a client must take each second, on average over `write_timeout`, as long as there are
+	// more for it than the network takes. The connection of one that takes fewer is broken off. It holds where
+	// `write_timeout` does. 0B: no limit.
+	MinReadRate Size `toml:"min_read_rate" reload:"live"`
 	// Most bytes in the body of one request. More are answered with 413. 0B: no limit.
 	MaxBodyBytes Size `toml:"max_body_bytes" reload:"live"`
 	// Most bytes in the target of a request, which is its path with the query. More are answered with 414.
@@ -115,6 +119,7 @@ func defaultProxyLimits() ProxyLimits {
 		BodyTimeout:              Duration(30 * time.Second),
 		MinBodyRate:              256,
 		WriteTimeout:             Duration(time.Minute),
+		MinReadRate:              256,
 		MaxTargetBytes:           16 << 10,
 		MaxResponseHeaderBytes:   64 << 10,
 		MaxInformational:         5,

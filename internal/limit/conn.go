@@ -16,13 +16,22 @@ type conn struct {
 	addr    netip.Addr
 	counted bool
 	gone    atomic.Bool
+	patient atomic.Bool // the other end may rest
+
+	// Of Gate.Watch: since when there was always something for the other end to take, and what it had taken then.
+	since time.Time
+	taken uint64
 }
 
 func (g *Gate) adopt(raw net.Conn, addr netip.Addr, counted bool) net.Conn {
 	c := &conn{Conn: socket.Wrap(raw), gate: g, addr: addr, counted: counted}
+	keepShort(raw)
 	if d := g.settings.Load().NoProgress; d > 0 {
 		giveUpAfter(raw, d)
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.conns[c] = struct{}{}
 	return c
 }
 
@@ -30,6 +39,9 @@ func (g *Gate) adopt(raw net.Conn, addr netip.Addr, counted bool) net.Conn {
 func (c *conn) Close() error {
 	if !c.gone.Swap(true) {
 		c.gate.leave(c.addr, c.counted)
+		c.gate.mu.Lock()
+		delete(c.gate.conns, c)
+		c.gate.mu.Unlock()
 	}
 	return c.Conn.Close()
 }
@@ -57,8 +69,8 @@ func (c *conn) Reset() error {
 	return c.Close()
 }
 
-// Patient lifts the limit on how long the other end of a connection may read nothing, as is usual for one that has
-// become something else than HTTP: its ends may rest for as long as they like.
+// Patient lifts the limits on how long the other end of a connection may read nothing, or little, as is usual for one
+// that has become something else than HTTP: its ends may rest for as long as they like.
 func Patient(c net.Conn) {
 	for c != nil {
 		layer, ok := c.(interface{ NetConn() net.Conn })
@@ -66,6 +78,7 @@ func Patient(c net.Conn) {
 			return
 		}
 		if own, ok := c.(*conn); ok {
+			own.patient.Store(true)
 			giveUpAfter(socket.Bare(own.Conn), time.Duration(0))
 			return
 		}

@@ -19,6 +19,9 @@ type GateSettings struct {
 	// NoProgress is how long the other end may leave what was sent to it unread before the kernel gives the connection
 	// up; 0: for ever. See [Patient].
 	NoProgress time.Duration
+	// LeastRate is how many bytes a second the other end must take of what was sent to it, on average over that time, as
+	// long as there is more; 0: any number. See [Gate.Watch].
+	LeastRate int64
 }
 
 // Gate decides about connections as they are accepted. One gate stands before all sockets of a listener, also those
@@ -30,6 +33,9 @@ type Gate struct {
 	settings atomic.Pointer[GateSettings]
 	open     atomic.Int64
 	shards   [gateShards]gateShard
+
+	mu    sync.Mutex // guards the following
+	conns map[*conn]struct{}
 }
 
 const gateShards = 32
@@ -45,7 +51,7 @@ func NewGate(listener string, s GateSettings, report *Reporter, full func() bool
 	if full == nil {
 		full = func() bool { return false }
 	}
-	g := &Gate{listener: listener, report: report, full: full}
+	g := &Gate{listener: listener, report: report, full: full, conns: make(map[*conn]struct{})}
 	for i := range g.shards {
 		g.shards[i].open = make(map[netip.Addr]int)
 	}

@@ -435,3 +435,120 @@ func TestNoProgress(t *testing.T) {
 		t.Errorf("a connection whose limit was lifted: %v", err)
 	}
 }
+
+// The other end reads a little now and then, which the kernel takes for progress.
+func TestLeastRateOfReading(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		return // the kernel does not tell
+	}
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = raw.Close() }()
+	log, _ := logtest.NewNullLogger()
+	report := NewReporter(log, nil)
+	const span = time.Minute
+	g := NewGate(Proxy, GateSettings{NoProgress: span, LeastRate: 256}, report, nil)
+	l := g.Listen(raw)
+	open := func() (client, server net.Conn) {
+		client, err := net.Dial("tcp", raw.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = client.Close() })
+		_ = client.(*net.TCPConn).SetReadBuffer(4 << 10)
+		server, err = l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = server.Close() })
+		return client, server
+	}
+	fill := func(c net.Conn) int64 {
+		_ = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		n, err := io.Copy(c, endless{})
+		if !os.IsTimeout(err) {
+			t.Fatal(err)
+		}
+		return n
+	}
+	_, trickle := open()
+	if n := fill(trickle); n > 2<<20 {
+		t.Errorf("the kernel took %d bytes for a client that reads nothing", n)
+	}
+	reader, quick := open()
+	fill(quick)
+	_, upgraded := open()
+	fill(upgraded)
+	Patient(upgraded)
+	_, idle := open()
+	now := time.Now()
+	g.look(now, nil)
+	_ = quick.SetWriteDeadline(time.Time{})
+	go func() { _, _ = io.Copy(quick, endless{}) }() // until it is closed: there is always more
+	if n, err := io.CopyN(io.Discard, reader, 64<<10); err != nil {
+		t.Fatal(n, err)
+	}
+	g.look(now.Add(span-time.Second), nil)
+	if n := g.Open(); n != 4 {
+		t.Fatalf("%d of 4 connections are open before the time is over", n)
+	}
+	g.look(now.Add(span), nil)
+	for _, c := range []struct {
+		name string
+		conn net.Conn
+		open bool
+	}{{"too slow", trickle, false}, {"quick enough", quick, true}, {"upgraded", upgraded, true}, {"idle", idle, true}} {
+		if err := c.conn.SetWriteDeadline(time.Time{}); (err == nil) != c.open {
+			t.Errorf("%s: open: %v", c.name, err == nil)
+		}
+	}
+	if n := testutil.ToFloat64(report.rejects.WithLabelValues(Proxy, string(SlowReader))); n != 1 || g.Open() != 3 {
+		t.Errorf("%v were turned away, %d are open", n, g.Open())
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestMemoryIsGivenBackAfterABurst(t *testing.T) {
+	m := NewMemory()
+	cycles, held, freed := uint64(1), int64(restEnough), 0
+	m.cycles, m.used = func() uint64 { return cycles }, func() int64 { return held }
+	m.free = func() { freed++; cycles += 2 }
+	tasks := 100
+	m.tasks = func() int { return tasks }
+	now := time.Now()
+	step := func(d time.Duration, want int, when string) {
+		t.Helper()
+		now = now.Add(d)
+		if m.rest(now); freed != want {
+			t.Errorf("%s: given back %d times, want %d", when, freed, want)
+		}
+	}
+	step(0, 0, "at first")
+	step(restAfter-1, 0, "a moment early")
+	cycles++
+	step(1, 0, "garbage was collected")
+	step(restAfter, 1, "rest")
+	step(restAfter, 1, "more rest")
+	cycles++
+	step(0, 1, "another burst")
+	held--
+	step(restAfter, 1, "too little is held")
+	held++
+	step(0, 2, "rest again")
+	tasks = 50
+	step(restAfter, 2, "half of all has ended")
+	tasks = 49
+	step(0, 2, "more than half has ended")
+	step(restAfter, 3, "rest without a collection")
+	if before := collections(); before == 0 {
+		giveBack()
+		if collections() <= before {
+			t.Error("no garbage is collected")
+		}
+	}
+}

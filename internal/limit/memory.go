@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
@@ -16,6 +17,9 @@ const (
 	memoryEvery = 500 * time.Millisecond
 	softShare   = 0.8 // of what the process may have: the garbage collector works harder from here
 	fullShare   = 0.9 // nothing new is taken from here
+
+	restAfter  = 10 * time.Second // without a collection of garbage a burst is over
+	restEnough = 64 << 20         // what is held below this is not worth the work
 )
 
 // Memory watches how much memory the process holds of what it may hold.
@@ -23,10 +27,22 @@ type Memory struct {
 	limit atomic.Int64 // 0: none
 	used  func() int64
 	full  atomic.Bool
+
+	// What a burst has left behind, the garbage collector finds when as much again was allocated, or after two minutes,
+	// and the system gets it back later still. So it is made to look as soon as there is rest, once.
+	cycles func() uint64 // of the garbage collector so far
+	free   func()        // collects garbage and gives back what is not needed
+	seen   uint64        // cycles
+	since  time.Time     // when they were another number
+	freed  bool          // since then
+	tasks  func() int    // goroutines that there are
+	busy   int           // tasks when memory was given back
 }
 
 // NewMemory returns a watch that knows no limit.
-func NewMemory() *Memory { return &Memory{used: heldMemory} }
+func NewMemory() *Memory {
+	return &Memory{used: heldMemory, cycles: collections, free: giveBack, tasks: runtime.NumGoroutine}
+}
 
 // Apply sets how many bytes the process may hold; 0 means what the control group of the process says, if anything. The
 // garbage collector is told to stay below 80 % of it, unless GOMEMLIMIT is set in the environment, whose author knows
@@ -57,6 +73,7 @@ func (m *Memory) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		m.look()
+		m.rest(time.Now())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -68,6 +85,35 @@ func (m *Memory) Run(ctx context.Context) error {
 func (m *Memory) look() {
 	limit := m.limit.Load()
 	m.full.Store(limit > 0 && float64(m.used()) >= float64(limit)*fullShare)
+}
+
+// rest gives memory back when nothing much has happened for a while.
+func (m *Memory) rest(now time.Time) {
+	if cycles := m.cycles(); cycles != m.seen {
+		m.seen, m.since, m.freed = cycles, now, false
+		return
+	}
+	if m.freed && m.tasks() < m.busy/2 {
+		m.since, m.freed = now, false // much has ended, and nothing has come that would call for a collection
+	}
+	if m.freed || now.Sub(m.since) < restAfter || m.used() < restEnough {
+		return
+	}
+	m.free()
+	m.seen, m.freed, m.busy = m.cycles(), true, m.tasks()
+}
+
+// collections is how often garbage was collected so far.
+func collections() uint64 {
+	sample := [...]metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(sample[:])
+	return sample[0].Value.Uint64()
+}
+
+// giveBack collects garbage and returns what is free to the system. What pools hold survives one collection.
+func giveBack() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // heldMemory is what the Go runtime holds of the system's memory.

@@ -39,6 +39,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.keeper.Run(life) })
 	s.limits.memory.Apply(int64(s.now().config.MemoryLimit))
 	group.Go(func() error { return s.limits.memory.Run(life) })
+	group.Go(func() error { return s.limits.gates[proxyListener].Watch(life) })
 	group.Go(func() error { return s.sessions.expire(life, s) })
 	group.Go(func() error { return s.leases.Run(life) })
 	for _, guests := range s.guests {
