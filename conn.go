@@ -1,9 +1,11 @@
 package piko
 
 import (
+	"io"
 	"net"
 	"net/netip"
 
+	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -61,6 +63,14 @@ func (c *Conn) CloseWrite() error { return c.stream.CloseWrite() }
 
 // Reset cuts the connection at once, so that the other side sees it as broken rather than as ended.
 func (c *Conn) Reset() error { return c.stream.Reset() }
+
+// WriteTo implements [io.WriterTo]: it writes what the other side sends to w until that has ended its direction.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	if from, ok := c.stream.(io.WriterTo); ok {
+		return from.WriteTo(w)
+	}
+	return relay.Copy(w, c.stream)
+}
 
 // LocalAddr returns the endpoint on the side of the service, and the local socket on the side of the client.
 func (c *Conn) LocalAddr() net.Addr { return c.local }

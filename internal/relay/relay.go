@@ -11,8 +11,9 @@
 //	|-- RST ---------> | -- RST --------->|   at once, in whatever state
 //
 // Each relay has two goroutines, of which one is the caller's. Buffers come from a shared cache and grow only while
-// reads fill them. A direction that reads from a TCP or Unix socket holds none while it waits; others hold 4 KiB, or
-// 16 KiB after a burst.
+// reads fill them. A direction that reads from a TCP or Unix socket, or from what writes itself, holds none while it waits;
+// others hold 4 KiB, or 16 KiB after a burst. What writes itself, a stream of a tunnel, may offer bytes to the other side
+// without waking anybody: they are taken as far as the socket takes them at once.
 package relay
 
 import (
@@ -205,7 +206,7 @@ func (r *relay) giveUp(err error) {
 
 // direction copies from src to dst until src ends, and tells dst.
 func (r *relay) direction(dst, src net.Conn, count *atomic.Int64, name string) {
-	err := pump(dst, newSource(src), count)
+	err := transfer(dst, src, count)
 	if w, ok := src.(*watched); ok && err == nil {
 		if e := w.end(); !errors.Is(e, io.EOF) {
 			err = fmt.Errorf("read: %w", e)
@@ -234,6 +235,37 @@ func endWrite(dst net.Conn) error {
 }
 
 var errWrite = errors.New("write")
+
+// transfer copies until the end of src, which is no error.
+func transfer(dst, src net.Conn, count *atomic.Int64) error {
+	s := newSocketSource(src)
+	if s == nil {
+		if from, ok := src.(io.WriterTo); ok {
+			return unload(newSink(dst, count), from)
+		}
+		s = &readerSource{r: src}
+	}
+	return pump(dst, s, count)
+}
+
+// unload has src write itself to dst.
+func unload(dst *sink, src io.WriterTo) error {
+	_, err := src.WriteTo(dst)
+	switch {
+	case err == nil:
+		return nil
+	case dst.failed != nil:
+		return fmt.Errorf("%w: %w", errWrite, dst.failed)
+	}
+	return fmt.Errorf("read: %w", err)
+}
+
+// Copy copies from src to dst until the end of src, which is no error, as [Relay] does in one direction.
+func Copy(dst io.Writer, src net.Conn) (int64, error) {
+	var count atomic.Int64
+	err := pump(dst, newSource(src), &count)
+	return count.Load(), err
+}
 
 // pump copies until the end of src, which is no error.
 func pump(dst io.Writer, src source, count *atomic.Int64) error {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -84,9 +85,55 @@ func (o *opaque) Reset() error {
 	return nil
 }
 
+// unloading writes itself, as a tunnel's stream does: it offers what it has first, and is told now and then that it has to wait.
+func unloading(c net.Conn) net.Conn { return &unloader{opaque: opaque{Conn: c, tcp: c.(*net.TCPConn)}} }
+
+type unloader struct {
+	opaque
+	offers atomic.Int32
+}
+
+func (u *unloader) WriteTo(w io.Writer) (total int64, err error) {
+	for buf := make([]byte, 10<<10); ; {
+		n, readErr := u.Read(buf)
+		at := w.(trier).TryWrite(buf[:n])
+		k, writeErr := w.Write(buf[at:n])
+		total += int64(at + k)
+		switch {
+		case writeErr != nil:
+			return total, writeErr
+		case errors.Is(readErr, io.EOF):
+			return total, nil
+		case readErr != nil:
+			return total, readErr
+		}
+	}
+}
+
+func (u *unloader) TryWrite(p []byte) int {
+	if u.offers.Add(1)%3 == 0 {
+		return 0
+	}
+	n, _ := u.Write(p[:(len(p)+1)/2])
+	return n
+}
+
+// oneUnloads makes a stream of every other connection.
+func oneUnloads() func(net.Conn) net.Conn {
+	n := 0
+	return func(c net.Conn) net.Conn {
+		if n++; n%2 == 1 {
+			return unloading(c)
+		}
+		return c
+	}
+}
+
 func kinds(t *testing.T, f func(t *testing.T, wrap func(net.Conn) net.Conn)) {
 	t.Run("sockets", func(t *testing.T) { f(t, bare) })
 	t.Run("streams", func(t *testing.T) { f(t, wrapped) })
+	t.Run("streams that write themselves", func(t *testing.T) { f(t, unloading) })
+	t.Run("such a stream and a socket", func(t *testing.T) { f(t, oneUnloads()) })
 }
 
 func TestBothDirectionsArriveWhole(t *testing.T) {

@@ -25,6 +25,17 @@ type socketSource struct {
 
 // newSocketSource returns nil when conn is not a bare socket. Types that embed one are none: their Read may do more.
 func newSocketSource(conn net.Conn) source {
+	raw := rawSocket(conn)
+	if raw == nil {
+		return nil
+	}
+	s := &socketSource{raw: raw}
+	s.try = s.attempt
+	return s
+}
+
+// rawSocket returns nil when conn is not a bare socket, or is closed.
+func rawSocket(conn net.Conn) syscall.RawConn {
 	var raw syscall.RawConn
 	var err error
 	switch c := socket.Bare(conn).(type) {
@@ -35,12 +46,10 @@ func newSocketSource(conn net.Conn) source {
 	default:
 		return nil
 	}
-	if err != nil { // closed already; an ordinary read will say so
+	if err != nil { // closed already; an ordinary read or write will say so
 		return nil
 	}
-	s := &socketSource{raw: raw}
-	s.try = s.attempt
-	return s
+	return raw
 }
 
 // attempt reads from fd, and reports false when there is nothing to read yet.
@@ -77,4 +86,45 @@ func (s *socketSource) release() {
 	if s.n > 0 {
 		s.class = grown(s.class, s.n)
 	}
+}
+
+// socketTrier writes to a socket of the kernel, but never waits for it.
+type socketTrier struct {
+	raw  syscall.RawConn
+	try  func(fd uintptr) bool // attempt, bound once
+	data []byte
+	n    int
+	err  error
+}
+
+// newSocketTrier returns nil when conn is not a bare socket. Types that embed one are none: their Write may do more.
+func newSocketTrier(conn net.Conn) *socketTrier {
+	raw := rawSocket(conn)
+	if raw == nil {
+		return nil
+	}
+	t := &socketTrier{raw: raw}
+	t.try = t.attempt
+	return t
+}
+
+// attempt writes to fd once.
+func (t *socketTrier) attempt(fd uintptr) bool {
+	for {
+		t.n, t.err = syscall.Write(int(fd), t.data)
+		if !errors.Is(t.err, syscall.EINTR) {
+			return true
+		}
+	}
+}
+
+// write returns how much of p the socket has taken at once, and what it was told.
+func (t *socketTrier) write(p []byte) (int, error) {
+	t.data, t.n, t.err = p, 0, nil
+	err := t.raw.Write(t.try)
+	t.data = nil
+	if err == nil {
+		err = t.err
+	}
+	return max(t.n, 0), err
 }

@@ -21,6 +21,8 @@ type watched struct {
 
 	mu    sync.Mutex // held by each write, so that what it was told is known before the end is believed
 	reset bool       // guarded by mu: a write was told that the peer has broken the connection off
+
+	try *socketTrier // for TryWrite; guarded by mu; nil: there is none yet, or can't be
 }
 
 // Watch returns a connection to take in place of conn, whose end is one: a reset by the peer is an error also to who reads
@@ -65,6 +67,25 @@ func (w *watched) Write(b []byte) (int, error) {
 		w.reset = true
 	}
 	return n, err
+}
+
+// TryWrite writes what it can of b without waiting, and returns how much that is. It notes what it is told.
+func (w *watched) TryWrite(b []byte) int {
+	if !w.mu.TryLock() {
+		return 0
+	}
+	defer w.mu.Unlock()
+	if w.try == nil {
+		w.try = newSocketTrier(w.Conn)
+	}
+	if w.try == nil {
+		return 0
+	}
+	n, err := w.try.write(b)
+	if errors.Is(err, syscall.ECONNRESET) {
+		w.reset = true
+	}
+	return n
 }
 
 // Read implements net.Conn.

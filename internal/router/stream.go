@@ -62,13 +62,21 @@ func (s *Stream) Read(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	n, err := s.pooled.Read(p)
-	if n > 0 && !s.read.Load() {
-		s.read.Store(true)
-		if s.probe {
-			s.Upstream().answered()
-		}
+	if n > 0 {
+		s.heard()
 	}
 	return n, err
+}
+
+// heard notes that the service has sent something.
+func (s *Stream) heard() {
+	if s.read.Load() {
+		return
+	}
+	s.read.Store(true)
+	if s.probe {
+		s.Upstream().answered()
+	}
 }
 
 // Write writes to the service.

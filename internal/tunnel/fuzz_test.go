@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/websocket"
 )
 
 func FuzzControlMessage(f *testing.F) {
@@ -84,7 +86,7 @@ func FuzzStreamHeader(f *testing.F) {
 
 // offline is a link without a socket: what is written to it stays in the batch.
 func offline(r role) *link {
-	return &link{role: r, start: time.Now(), syn: make(chan struct{}, maxUnacknowledged), window: initialWindow,
+	return &link{role: r, ws: new(websocket.Conn), start: time.Now(), syn: make(chan struct{}, maxUnacknowledged), window: initialWindow,
 		closing: make(chan struct{}), done: make(chan struct{}), writer: writer{sending: true}}
 }
 

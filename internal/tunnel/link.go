@@ -52,6 +52,7 @@ type link struct {
 	into    *Stream // whom that body is for; nil: nobody
 	born    []*Stream
 	fed     []*Stream // who got something from the bytes being read
+	direct  []passage // of those bytes, what is for a WriteTo; see pass
 	held    int64     // bytes of all streams that nobody has read yet
 	cause   error     // why the session ended
 	broken  bool      // end without draining
@@ -125,6 +126,7 @@ func (l *link) take(p []byte) error {
 	for _, s := range born {
 		l.arrived(s)
 	}
+	l.pass()
 	if abuse != nil {
 		l.abuse(abuse)
 		return abuse
@@ -171,6 +173,9 @@ func (l *link) deliverLocked(p []byte) {
 	s := l.into
 	if s == nil || s.gone || s.closed {
 		return // dropped
+	}
+	if l.directLocked(s, p) {
+		return
 	}
 	if s.dst != nil && s.got == 0 && s.in.size == 0 {
 		s.got = copy(s.dst, p)

@@ -83,6 +83,17 @@ func (q *queue) take(p []byte) int {
 	return total
 }
 
+// pop takes the front chunk, which must exist and is the caller's to recycle.
+func (q *queue) pop() *chunk {
+	c := q.head
+	if q.head = c.next; q.head == nil {
+		q.tail = nil
+	}
+	c.next = nil
+	q.size -= c.w - c.r
+	return c
+}
+
 // drop forgets everything.
 func (q *queue) drop() {
 	for q.head != nil {

@@ -84,7 +84,8 @@
 // Who dials or accepts authenticates before, and reads no credentials here. All methods may be called from any goroutine
 // unless they say otherwise. A session runs one goroutine, which reads; another only while there is more to send than those who
 // write send themselves, or a control message to hear. The end of an agent has one more, for its heartbeat. What is to
-// be sent and what nobody has read yet is held in buffers that all sessions share, so an idle one holds none. Of the two
+// be sent and what nobody has read yet is held in buffers that all sessions share, so an idle one holds none. What comes for a
+// stream whose WriteTo waits is offered to its writer by the goroutine that reads, without a way over another one. Of the two
 // locks, a control stream's may be held while a link's is taken.
 //
 // The yamux module itself is used by tests only. It takes two goroutines and some 8 KiB for an idle session, wakes another
