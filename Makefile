@@ -67,18 +67,17 @@ VULNDB ?=
 .PHONY: test-security
 test-security: build bin/consul bin/h2spec ## try attacks, limits, secrets, rotation and others' old faults, and fuzz: a quarter of an hour
 	.ci/tools security
-	$(GO) test -count=1 -timeout=8m ./internal/auth ./internal/guard ./internal/limit ./internal/tlsconf ./internal/admin \
+	$(GO) test -count=1 -timeout=8m ./internal/auth ./internal/guard ./internal/limit ./internal/tlsconf ./internal/admin ./internal/console \
 		./internal/endpoint ./internal/websocket ./internal/tunnel ./internal/proxy
-	$(GO) test -count=1 -timeout=5m -run='CVE|Corpus|Tenant|Token|Begun|Limit|Abuse|Guest|Secret|Open|Refus|Denylist' \
+	$(GO) test -count=1 -timeout=5m -run='CVE|Corpus|Tenant|Token|Begun|Limit|Abuse|Guest|Secret|Open|Refus|Denylist|ClientCA|RemovedCA|Certificate|Drains' \
 		./internal/server ./internal/cluster ./internal/config ./pikod
-	cd e2e && E2E_QUIET=1 PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=10m -run='^TestSecurity|^TestLogsAre' .
+	cd e2e && E2E_QUIET=1 PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=20m -run='^TestSecurity|^TestLogsAre' .
 	@$(MAKE) --no-print-directory fuzz-security
 	@if [ -n "$(VULNDB)" ]; then $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db "$(VULNDB)" ./...; fi
 
 .PHONY: fuzz-security
 fuzz-security: ## run the fuzz targets that stand for their kind for FUZZTIME (20s) each
-	@set -e; for target in $(SECURITY_FUZZ); do echo "== $$target"; \
-		$(GO) test -run='^$$' -fuzz="^$${target#*:}\$$" -fuzztime=$(FUZZTIME) "./internal/$${target%:*}"; done
+	@set -e; for target in $(SECURITY_FUZZ); do GO=$(GO) .ci/fuzz "./internal/$${target%:*}" "$${target#*:}" $(FUZZTIME); done
 
 bin/h2spec:
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
@@ -122,8 +121,7 @@ check-generated: ## fail if what is generated is not up to date
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	@set -e; grep -roE --include='*_test.go' --exclude-dir=e2e '^func Fuzz[A-Za-z0-9]+' . | while IFS=: read -r file name; do \
-		name=$${name#func }; echo "== $$(dirname "$$file") $$name"; \
-		$(GO) test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) "$$(dirname "$$file")" </dev/null; done
+		GO=$(GO) .ci/fuzz "$$(dirname "$$file")" "$${name#func }" $(FUZZTIME); done
 
 .PHONY: clean
 clean: ## remove what was built, except the linter
