@@ -141,7 +141,7 @@ func TestCVE_2024_43798_TokensAreReallyAskedFor(t *testing.T) {
 }
 
 func TestCVE_2026_32305_NoNameLeadsAroundClientCertificates(t *testing.T) {
-	// also CVE-2026-48491, CVE-2026-53622
+	// also CVE-2026-48491
 	cert, key, _ := certify(t)
 	other, otherKey, _ := certify(t)
 	n := start(t, func(c *config.Pikod) {
@@ -173,4 +173,35 @@ func handshake(t *testing.T, addr, name string, protocols []string) error {
 	}
 	_, err = io.ReadFull(conn, make([]byte, 1))
 	return err
+}
+
+// The name of a handshake chooses a certificate and nothing else: what a request may reach is decided by the name in the request,
+// whatever connection it comes by. So there is nothing to gain by naming another host there, and balancers, which often do,
+// need not be answered with 421.
+func TestCVE_2026_53622_NameOfTheHandshakeOpensNothing(t *testing.T) {
+	cert, key, _ := certify(t)
+	n := start(t, func(c *config.Pikod) {
+		c.Proxy.TLS.Cert, c.Proxy.TLS.Key, c.Proxy.Auth = cert, key, keyed(secret)
+		for _, id := range []string{"a", "b"} {
+			tenant := config.DefaultTenant()
+			tenant.ID, tenant.Auth, tenant.Domains = id, keyed(strings.Repeat(id, 32)), []string{id + ".test"}
+			c.Upstream.Tenants = append(c.Upstream.Tenants, tenant)
+		}
+	})
+	for _, sni := range []string{"", "web.a.test", "web.b.test"} {
+		for host, want := range map[string]int{"web.a.test": http.StatusBadGateway, "web.b.test": http.StatusUnauthorized} {
+			tr := &http.Transport{TLSClientConfig: &tls.Config{ServerName: sni, InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+			n.client.Transport = tr
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+n.server.Addr("proxy").String(), http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = host
+			req.Header.Set("Authorization", "Bearer "+token(t, strings.Repeat("a", 32), inAnHour()))
+			if a := n.send(req); a.status != want {
+				t.Errorf("as %q, for %s with a token of a: %d, want %d", sni, host, a.status, want)
+			}
+			tr.CloseIdleConnections()
+		}
+	}
 }

@@ -22,7 +22,8 @@ import (
 // section's key, such as "proxy.tls"; protocols are offered by ALPN, most wanted first.
 //
 // A client that names no host, or one that no certificate is good for, gets the certificate of cert, or the first of
-// the list when there is no cert. With a client CA every client must show a certificate that it signed.
+// the list when there is no cert. With a client CA every client must show a certificate that it signed, whatever host it names: a
+// name chooses a certificate and nothing else.
 func Server(section string, c config.TLS, protocols ...string) (*tls.Config, error) {
 	var b builder
 	if !c.Enabled() {
