@@ -6,9 +6,9 @@ import (
 	"os"
 )
 
-// maxDirect is to how many streams the goroutine that reads hands something itself, of what it has read at once. The others
-// have goroutines woken, which share the work.
-const maxDirect = 16
+// mixedFor is how often in a row what is read at once must be for one stream before the goroutine that reads hands it on
+// itself. Where many streams are busy, goroutines are woken to share the work, and what they cause to be written goes out together.
+const mixedFor = 16
 
 // trier is a writer that can be asked not to wait.
 type trier interface {
@@ -102,7 +102,14 @@ func (s *Stream) readyLocked() (bool, error) {
 
 // directLocked notes p for the sink of a stream, and reports whether that is possible. The caller holds mu.
 func (l *link) directLocked(s *Stream, p []byte) bool {
-	if s.sink == nil || !s.passing && (s.in.size > 0 || len(l.direct) >= maxDirect) {
+	switch {
+	case l.first == 0:
+		l.first = s.id
+		l.mixed = max(l.mixed-1, 0)
+	case l.first != s.id:
+		l.mixed = mixedFor
+	}
+	if s.sink == nil || !s.passing && (s.in.size > 0 || l.mixed > 0) {
 		return false
 	}
 	s.passing = true
@@ -113,6 +120,7 @@ func (l *link) directLocked(s *Stream, p []byte) bool {
 
 // pass offers what was noted to the sinks. Only the goroutine that reads calls it.
 func (l *link) pass() {
+	l.first = 0
 	if len(l.direct) == 0 {
 		return
 	}

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -56,12 +58,19 @@ func (w *sluggish) TryWrite(p []byte) int {
 	return n
 }
 
+// One stream is given what comes directly, of many each is woken, and a few change between both.
 func TestWriteToCarriesEverythingInOrder(t *testing.T) {
+	for _, streams := range []int{1, 2, 32} {
+		t.Run(strconv.Itoa(streams), func(t *testing.T) { carryInOrder(t, streams) })
+	}
+}
+
+func carryInOrder(t *testing.T, streams int) {
 	noLeaks(t)
 	s, a := pair(t)
 	var all sync.WaitGroup
 	defer all.Wait()
-	for i := range 2 * maxDirect { // more than are given something at once
+	for i := range streams {
 		near, far := connect(t, s, a)
 		to := &sluggish{share: float64(i%3) / 2, t: t}
 		sent := sha256.New()
@@ -88,6 +97,42 @@ func TestWriteToCarriesEverythingInOrder(t *testing.T) {
 			near.Close()
 			far.Close()
 		})
+	}
+}
+
+func TestBusyStreamsAreNotServedDirectly(t *testing.T) {
+	l := offline(role{})
+	first, second := opened(t, l), opened(t, l)
+	served := 0
+	for _, s := range []*Stream{first, second} {
+		s.sink = func(p []byte) int {
+			served++
+			return len(p)
+		}
+		if abuse := l.give(frames(makeFrame(kindWindow, flagACK, s.id, 0))); abuse != nil {
+			t.Fatal(abuse)
+		}
+	}
+	one, other := frames(makeFrame(kindData, 0, first.id, 10)), frames(makeFrame(kindData, 0, second.id, 10))
+	for i, step := range []struct {
+		chunk       []byte
+		times, want int
+	}{{one, 5, 5}, {other, 5, 5}, {slices.Concat(one, other), 1, 1}, {slices.Concat(other, one), 1, 0}, {one, mixedFor - 1, 0}, {other, 3, 3}} {
+		served = 0
+		for range step.times {
+			if abuse := l.give(step.chunk); abuse != nil {
+				t.Fatal(abuse)
+			}
+			l.pass()
+			for _, s := range []*Stream{first, second} {
+				if _, err := io.ReadFull(s, make([]byte, s.in.size)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if served != step.want {
+			t.Errorf("step %d: %d times served directly: want %d", i, served, step.want)
+		}
 	}
 }
 
