@@ -232,9 +232,7 @@ eab_key = %q
 		t.Errorf("without a key server a token is answered with %d", a.StatusCode)
 	}
 	c.look("answer without a key server", fmt.Appendf(nil, "%v %s", a.Header, a.body))
-	if err := contains(p.output(t), "127.0.0.1:9/keys?[redacted]"); err != nil {
-		t.Error(err)
-	}
+	await(t, "the key server to be missed", settle, func() error { return contains(p.output(t), "127.0.0.1:9/keys?[redacted]") })
 	c.argv(t, p)
 	for _, flag := range []string{"--dump-config", "--check-config"} {
 		out, code := run(t, nil, "pikod", "--config", file, flag)

@@ -177,7 +177,7 @@ func freePorts(t testing.TB, n int) []int {
 		if err != nil {
 			continue
 		}
-		defer u.Close()
+		defer func() { _ = u.Close() }()
 		out = append(out, port)
 	}
 	return out
