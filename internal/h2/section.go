@@ -5,6 +5,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // section is a header section while it is read.
@@ -83,7 +85,7 @@ func (s *section) add(f hpack.HeaderField) {
 		s.bad = malformed("more than %d fields", s.limits.Fields)
 		return
 	}
-	if !isValue(f.Value) {
+	if !syntax.IsValue(f.Value) {
 		s.bad = malformed("a byte that no value may have")
 		return
 	}
@@ -95,7 +97,7 @@ func (s *section) add(f hpack.HeaderField) {
 		s.bad = malformed("field %s, which HTTP/2 does not have", f.Name)
 		return
 	case "content-length":
-		n, ok := parseLength(f.Value)
+		n, ok := syntax.ParseLength(f.Value)
 		if !ok || s.length >= 0 {
 			s.bad = malformed("content-length")
 			return
@@ -138,29 +140,4 @@ func isName(s string) bool {
 		}
 	}
 	return s != ""
-}
-
-// isValue reports whether s has no control byte but the tab, and no space around it (RFC 9113, 8.2.1).
-func isValue(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
-			return false
-		}
-	}
-	return true
-}
-
-// parseLength reads 1*DIGIT that fits into 63 bits with room to spare.
-func parseLength(s string) (int64, bool) {
-	if s == "" || len(s) > 18 {
-		return 0, false
-	}
-	var n int64
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return 0, false
-		}
-		n = n*10 + int64(s[i]-'0')
-	}
-	return n, true
 }

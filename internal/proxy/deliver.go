@@ -9,6 +9,7 @@ import (
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/syntax"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -191,7 +192,7 @@ func (x *exchange) announceTrailer(h http.Header) {
 		}
 		for name := range strings.SplitSeq(f.value, ",") {
 			name = http.CanonicalHeaderKey(trimOWS(name))
-			if isToken(name) && inTrailer(name) {
+			if syntax.IsToken(name) && inTrailer(name) {
 				h["Trailer"] = append(h["Trailer"], name)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/pikoproxy/piko/internal/auth"
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/syntax"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -126,7 +127,7 @@ func (x *exchange) examine() *fault.Fault {
 	if f := x.limited(); f != nil {
 		return f
 	}
-	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !isToken(r.Method) {
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !syntax.IsToken(r.Method) {
 		return &fault.MethodNotAllowed
 	}
 	if limit := x.settings.MaxHeaderFields; limit > 0 && countFields(r.Header) > limit {
@@ -155,7 +156,7 @@ func (x *exchange) examine() *fault.Fault {
 		return &fault.ProtectedHeader
 	}
 	if lines := r.Header["Max-Forwards"]; r.Method == http.MethodOptions && len(lines) == 1 {
-		if n, ok := parseLength(lines[0]); ok {
+		if n, ok := syntax.ParseLength(lines[0]); ok {
 			x.maxForwards = n
 		}
 	}
@@ -221,7 +222,7 @@ func (x *exchange) expectations() *fault.Fault {
 // isProtocol reports whether s is a token, or two joined by a slash.
 func isProtocol(s string) bool {
 	name, version, found := strings.Cut(s, "/")
-	return isToken(name) && (!found || isToken(version))
+	return syntax.IsToken(name) && (!found || syntax.IsToken(version))
 }
 
 // fitsInline reports whether the body is read before the request goes out.

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"net/textproto"
 	"strings"
+
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // maxOptions bounds the names in one message's Connection header. Each is compared with each field, so that without a
@@ -87,7 +89,7 @@ func (c *connection) parse(line string) {
 		case strings.EqualFold(option, "keep-alive"), strings.EqualFold(option, "te"):
 		case strings.EqualFold(option, "upgrade"):
 			c.upgrade = true
-		case !isToken(option), len(c.names) == maxOptions:
+		case !syntax.IsToken(option), len(c.names) == maxOptions:
 			c.bad = true
 		case protected(option):
 			c.guarded = true
@@ -129,33 +131,6 @@ func countFields(h http.Header) int {
 		n += len(lines)
 	}
 	return n
-}
-
-// tokenBytes marks the bytes of a token (RFC 9110, 5.6.2).
-var tokenBytes = func() (t [256]bool) {
-	for _, c := range "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" {
-		t[c] = true
-	}
-	return t
-}()
-
-func isToken(s string) bool {
-	for i := range len(s) {
-		if !tokenBytes[s[i]] {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// isValue reports whether s may stand in a field value: no control byte but the tab (RFC 9110, 5.5).
-func isValue(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
-			return false
-		}
-	}
-	return true
 }
 
 // trimOWS removes optional white space, which is space and tab only (RFC 9110, 5.6.3).

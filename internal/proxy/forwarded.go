@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // origin is what we tell a service about where a request came from.
@@ -118,7 +119,7 @@ func (o *origin) append(b []byte, h http.Header) []byte {
 		b = append(o.peer.AppendTo(b), `]"`...)
 	}
 	b = append(b, ";host="...)
-	if isToken(o.host) {
+	if syntax.IsToken(o.host) {
 		b = append(b, o.host...)
 	} else {
 		b = appendQuoted(b, o.host)

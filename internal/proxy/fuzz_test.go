@@ -14,6 +14,7 @@ import (
 	"testing/iotest"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // keptResponse is a ResponseWriter that keeps the body.
@@ -84,7 +85,7 @@ func FuzzChunks(f *testing.F) {
 			return
 		}
 		for _, f := range trailer {
-			if !isToken(f.name) || !isValue(f.value) || !inTrailer(f.name) {
+			if !syntax.IsToken(f.name) || !syntax.IsValue(f.value) || !inTrailer(f.name) {
 				t.Fatalf("trailer %+v", f)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/pikoproxy/piko/internal/fault"
 	"github.com/pikoproxy/piko/internal/h2"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/syntax"
 	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
@@ -139,7 +140,7 @@ func (k *call) appendHead(b []byte) []byte {
 			continue
 		}
 		for _, line := range lines {
-			if isValue(line) {
+			if syntax.IsValue(line) {
 				b = h2.AppendField(b, name, line)
 			}
 		}
@@ -149,7 +150,7 @@ func (k *call) appendHead(b []byte) []byte {
 	origin := x.origin.append((*buf)[:0], r.Header)
 	*buf = origin[:0]
 	for line := range strings.SplitSeq(string(origin), crlf) {
-		if name, value, ok := strings.Cut(line, ": "); ok && isValue(value) {
+		if name, value, ok := strings.Cut(line, ": "); ok && syntax.IsValue(value) {
 			b = h2.AppendField(b, name, value)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/pikoproxy/piko/internal/h2"
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // callSender sends the body of a call while the answer may already be coming back. It is one goroutine, which the call waits
@@ -113,7 +114,7 @@ func (k *call) appendBodyFields(b []byte) []byte {
 	}
 	var names []string
 	for name := range x.r.Trailer {
-		if isToken(name) && inTrailer(name) {
+		if syntax.IsToken(name) && inTrailer(name) {
 			names = append(names, name)
 		}
 	}
@@ -126,7 +127,7 @@ func (k *call) appendBodyFields(b []byte) []byte {
 // hasValues reports whether trailer fields have come that may be passed on.
 func hasValues(trailer http.Header) bool {
 	for name, lines := range trailer {
-		if len(lines) > 0 && isToken(name) && inTrailer(name) {
+		if len(lines) > 0 && syntax.IsToken(name) && inTrailer(name) {
 			return true
 		}
 	}
@@ -136,7 +137,7 @@ func hasValues(trailer http.Header) bool {
 func appendTrailers(b []byte, trailer http.Header) []byte {
 	for name, lines := range trailer {
 		for _, line := range lines {
-			if isToken(name) && inTrailer(name) && isValue(line) {
+			if syntax.IsToken(name) && inTrailer(name) && syntax.IsValue(line) {
 				b = h2.AppendField(b, name, line)
 			}
 		}

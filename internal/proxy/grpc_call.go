@@ -15,6 +15,7 @@ import (
 	"github.com/pikoproxy/piko/internal/h2"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // call is an exchange by HTTP/2 with the service.
@@ -271,7 +272,7 @@ func announce(h http.Header, e h2.Event) {
 		}
 		for name := range strings.SplitSeq(f.Value, ",") {
 			name = http.CanonicalHeaderKey(trimOWS(name))
-			if isToken(name) && inTrailer(name) {
+			if syntax.IsToken(name) && inTrailer(name) {
 				h["Trailer"] = append(h["Trailer"], name)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // recorder is a service that answers 200 and tells what it was sent.
@@ -219,7 +220,7 @@ func TestProtectedAndTrailerNames(t *testing.T) {
 			t.Errorf("inTrailer(%s) is %v", name, !want)
 		}
 	}
-	if !slices.Equal([]bool{isToken(""), isToken("a b"), isToken("a-b_c!")}, []bool{false, false, true}) {
+	if !slices.Equal([]bool{syntax.IsToken(""), syntax.IsToken("a b"), syntax.IsToken("a-b_c!")}, []bool{false, false, true}) {
 		t.Error("tokens")
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // plainRoom is the size of the buffer that answers are joined in, so that a small one is a single write.
@@ -80,7 +82,7 @@ func (w *plainWriter) WriteHeader(status int) {
 	w.buf = appendStatus(w.buf, status)
 	w.appendHeader()
 	if lines := w.header["Content-Length"]; len(lines) == 1 {
-		w.left, _ = parseLength(lines[0]) // by ourselves
+		w.left, _ = syntax.ParseLength(lines[0]) // by ourselves
 	} else if !w.bare {
 		w.chunks = true
 		w.buf = append(w.buf, "Transfer-Encoding: chunked\r\n"...)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 const (
@@ -98,7 +99,7 @@ func (s *bodySender) writeEnd() error {
 	}
 	end := append([]byte("0"), crlf...)
 	for name, lines := range s.r.Trailer {
-		if isToken(name) && inTrailer(name) {
+		if syntax.IsToken(name) && inTrailer(name) {
 			for _, line := range lines {
 				end = appendField(end, name, line)
 			}

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 // framing says how the body of a message is delimited.
@@ -102,7 +104,7 @@ func (x *exchange) keepsField(name string) bool {
 		return false
 	}
 	switch {
-	case dropped(name), x.options.removes(name), !isToken(name):
+	case dropped(name), x.options.removes(name), !syntax.IsToken(name):
 		return false
 	case forwarding(name):
 		switch name {
@@ -124,7 +126,7 @@ func (x *exchange) answersMaxForwards() bool {
 }
 
 func appendField(b []byte, name, value string) []byte {
-	if !isValue(value) {
+	if !syntax.IsValue(value) {
 		return b
 	}
 	b = append(b, name...)
@@ -137,7 +139,7 @@ func appendField(b []byte, name, value string) []byte {
 func appendTrailerNames(b []byte, trailer http.Header) []byte {
 	first := true
 	for name := range trailer {
-		if !isToken(name) || !inTrailer(name) {
+		if !syntax.IsToken(name) || !inTrailer(name) {
 			continue
 		}
 		if first {

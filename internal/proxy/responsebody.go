@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 const (
@@ -261,7 +263,7 @@ func parseChunkLine(line []byte) (size int64, extension int, err error) {
 	if len(rest) == 0 {
 		return size, 0, nil
 	}
-	if t := trimOWS(string(rest)); t == "" || t[0] != ';' || !isValue(t) {
+	if t := trimOWS(string(rest)); t == "" || t[0] != ';' || !syntax.IsValue(t) {
 		return 0, 0, malformed("chunk extension")
 	}
 	return size, len(rest), nil

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/textproto"
 	"strings"
+
+	"github.com/pikoproxy/piko/internal/syntax"
 )
 
 const (
@@ -169,7 +171,7 @@ func (h *responseHead) parseStatus(line string) error {
 	if h.status < 100 || (len(line) > 12 && line[12] != ' ') {
 		return malformed("status is no number of three digits from 100")
 	}
-	if !isValue(line[12:]) {
+	if !syntax.IsValue(line[12:]) {
 		return malformed("control byte in the reason")
 	}
 	return nil
@@ -177,11 +179,11 @@ func (h *responseHead) parseStatus(line string) error {
 
 func parseField(line string) (field, error) {
 	name, value, found := strings.Cut(line, ":")
-	if !found || !isToken(name) {
+	if !found || !syntax.IsToken(name) {
 		return field{}, malformed("field name")
 	}
 	value = trimOWS(value)
-	if !isValue(value) {
+	if !syntax.IsValue(value) {
 		return field{}, malformed("control byte in field %s", name)
 	}
 	return field{textproto.CanonicalMIMEHeaderKey(name), value}, nil
@@ -195,7 +197,7 @@ func (h *responseHead) parseFraming() error {
 		case "Connection":
 			h.options.parse(f.value)
 		case "Content-Length":
-			n, ok := parseLength(f.value)
+			n, ok := syntax.ParseLength(f.value)
 			if !ok {
 				return malformed("content-length")
 			}
@@ -242,19 +244,4 @@ func (h *responseHead) bodyFor(method string) {
 // persistent reports whether the service keeps the stream open for another request.
 func (h *responseHead) persistent() bool {
 	return h.minor == 1 && !h.options.close && h.framing != byClose
-}
-
-// parseLength reads 1*DIGIT that fits into 63 bits with room to spare.
-func parseLength(s string) (int64, bool) {
-	if s == "" || len(s) > 18 {
-		return 0, false
-	}
-	var n int64
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' {
-			return 0, false
-		}
-		n = n*10 + int64(s[i]-'0')
-	}
-	return n, true
 }
