@@ -111,7 +111,7 @@ func listenerFor(protocol, endpoint, addr string) config.Listener {
 	return l
 }
 
-// open opens a stream of a protocol, which is reset when the test ends.
+// open opens a stream of a protocol, which is reset when the test ends. On it nothing waits for longer than a minute.
 func (h *harness) open(header tunnel.Header) *tunnel.Stream {
 	h.Helper()
 	ctx, cancel := context.WithTimeout(h.Context(), time.Minute)
@@ -121,6 +121,9 @@ func (h *harness) open(header tunnel.Header) *tunnel.Stream {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { _ = st.Reset() })
+	if err := st.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		h.Fatal(err)
+	}
 	return st
 }
 
