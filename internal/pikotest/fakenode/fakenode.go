@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pikoproxy/piko/internal/pikotest/ports"
 	"github.com/pikoproxy/piko/internal/relay"
 	"github.com/pikoproxy/piko/internal/tunnel"
 	"github.com/pikoproxy/piko/internal/websocket"
@@ -31,7 +32,7 @@ type Node struct {
 
 	t        testing.TB
 	ctx      context.Context
-	addr     string
+	port     *ports.Port    // kept while the node is killed, too
 	handlers sync.WaitGroup // of the server
 
 	mu       sync.Mutex // guards the following
@@ -50,30 +51,37 @@ type Node struct {
 func Start(t testing.TB, id string) *Node {
 	n := New(context.WithoutCancel(t.Context()), id)
 	n.t = t
-	t.Cleanup(n.Kill)
+	t.Cleanup(func() {
+		n.Kill()
+		n.port.Release()
+	})
 	return n
 }
 
 // New runs a node until Kill is called, for examples, which have no test. The Await methods need one.
 func New(ctx context.Context, id string) *Node {
-	n := &Node{ID: id, ctx: ctx, addr: "127.0.0.1:0",
+	port, err := ports.Keep()
+	if err != nil {
+		panic(fmt.Sprintf("node %s: %v", id, err))
+	}
+	n := &Node{ID: id, ctx: ctx, port: port,
 		sessions: map[*tunnel.Session]map[string]tunnel.Listen{}, refuse: map[string]string{}, changed: make(chan struct{})}
 	n.Restart()
 	return n
 }
 
 // URL is where agents and clients connect.
-func (n *Node) URL() string { return "http://" + n.addr }
+func (n *Node) URL() string { return "http://" + n.port.Addr }
 
 // Restart makes a node that was killed listen again, at the same address.
 func (n *Node) Restart() {
-	ln, err := net.Listen("tcp", n.addr)
+	ln, err := net.Listen("tcp", n.port.Addr)
 	if err != nil {
 		panic(fmt.Sprintf("node %s: %v", n.ID, err))
 	}
 	server := &http.Server{Handler: n, ReadHeaderTimeout: patience}
 	n.mu.Lock()
-	n.addr, n.server, n.killed = ln.Addr().String(), server, false
+	n.server, n.killed = server, false
 	n.mu.Unlock()
 	n.handlers.Go(func() { _ = server.Serve(ln) })
 }
@@ -93,9 +101,13 @@ func (n *Node) Kill() {
 
 // ServeHTTP serves agents and clients.
 func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	n.mu.Lock()
+	if n.killed { // by way of a balancer, or too late for Kill to wait for it
+		n.mu.Unlock()
+		panic(http.ErrAbortHandler)
+	}
 	n.handlers.Add(1)
 	defer n.handlers.Done()
-	n.mu.Lock()
 	n.dials++
 	n.tokens = append(n.tokens, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 	status := n.status
@@ -111,7 +123,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		n.serveTCP(w, r, endpoint)
 		return
 	}
-	s, err := tunnel.AcceptNative(w, r, tunnel.NodeOptions{NodeID: n.ID, Zone: n.Zone, Handler: n, MaxStreams: 8192})
+	s, err := tunnel.AcceptNative(w, r, tunnel.NodeOptions{NodeID: n.ID, Zone: n.Zone, Handler: n, MaxStreams: 8192, OpenTimeout: patience})
 	if err != nil {
 		return
 	}
