@@ -23,6 +23,7 @@ func TestDialReachesAnEndpointAndHalfCloses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	patient(t, conn)
 	if got := ask(t, conn, "over and back"); got != "OVER AND BACK" {
 		t.Errorf("answer is %q", got)
 	}
@@ -38,9 +39,11 @@ func TestResetOfADialedConnectionReachesTheService(t *testing.T) {
 	l := listen(t, c, "e")
 	accepted := make(chan net.Conn)
 	go func() {
+		defer close(accepted)
 		conn, err := l.Accept()
 		if err != nil {
 			t.Error(err)
+			return
 		}
 		accepted <- conn
 	}()
@@ -48,7 +51,11 @@ func TestResetOfADialedConnectionReachesTheService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service := <-accepted
+	service, ok := <-accepted
+	if !ok {
+		t.FailNow()
+	}
+	patient(t, service)
 	if _, err := conn.Write([]byte("half of it")); err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +92,7 @@ func TestDialSaysWhyItCannot(t *testing.T) {
 		"no token": {func(_ *fakenode.Node, c *piko.Client) {
 			c.TokenSource = func(context.Context) (string, error) { return "", io.ErrUnexpectedEOF }
 		}, func(err error) bool { return errors.Is(err, io.ErrUnexpectedEOF) }},
-		"nobody there": {func(n *fakenode.Node, _ *piko.Client) { n.Kill() }, func(err error) bool {
+		"nobody there": {func(_ *fakenode.Node, c *piko.Client) { c.ProxyURL = "http://127.0.0.1:1" }, func(err error) bool {
 			_, ok := errors.AsType[*net.OpError](err)
 			return ok
 		}},

@@ -127,7 +127,6 @@ func (p *pool) awaitRoutable(ctx context.Context, l *Listener) error {
 		p.mu.Lock()
 		changed, done, err := p.changed, p.routableLocked(l, false), p.hopelessLocked(l)
 		l.waiting = !done
-		last := p.dialErr
 		p.mu.Unlock()
 		if done || err != nil {
 			return err
@@ -137,6 +136,9 @@ func (p *pool) awaitRoutable(ctx context.Context, l *Listener) error {
 		case <-l.done:
 			return net.ErrClosed
 		case <-ctx.Done():
+			p.mu.Lock()
+			last := p.dialErr
+			p.mu.Unlock()
 			if last != nil {
 				return fmt.Errorf("%w; last: %w", ctx.Err(), last)
 			}

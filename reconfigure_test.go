@@ -112,15 +112,14 @@ func TestSetConnectionsAddsAndTakesAway(t *testing.T) {
 	if err := c.SetConnections(1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for a.Sessions()+b.Sessions() != 1 || len(c.Sessions()) != 1 {
-		if time.Now().After(deadline) {
-			t.Fatalf("the nodes have %d sessions and the client knows of %d, want one", a.Sessions()+b.Sessions(), len(c.Sessions()))
+	defer func() {
+		if t.Failed() {
+			t.Logf("the nodes have %d sessions and the client knows of %d", a.Sessions()+b.Sessions(), len(c.Sessions()))
 		}
-		<-tick.C
-	}
+	}()
+	eventually(t, "one session, and one that the client knows of", func() bool {
+		return a.Sessions()+b.Sessions() == 1 && len(c.Sessions()) == 1
+	})
 }
 
 func TestRenewTokenPresentsItOnTheOpenSession(t *testing.T) {

@@ -148,7 +148,7 @@ func TestDrainingNodeIsLeftOnlyForAnother(t *testing.T) {
 	first.SetStatus(http.StatusServiceUnavailable)  // a draining node takes no new agents
 	client, conn := connect(t, first, l)
 
-	first.DrainAgents(time.Now().Add(20 * time.Second))
+	first.DrainAgents(time.Now().Add(time.Minute))
 	dials := second.Dials()
 	second.Await("attempts to connect", func() bool { return second.Dials() > dials+1 })
 	if _, ok := first.Listens("e"); !ok {
@@ -179,7 +179,7 @@ func TestOtherSessionIsReasonEnoughToLeaveADrainingNode(t *testing.T) {
 	a.AwaitListen("e", true)
 	b.AwaitListen("e", true)
 	a.SetStatus(http.StatusServiceUnavailable)
-	a.DrainAgents(time.Now().Add(20 * time.Second))
+	a.DrainAgents(time.Now().Add(time.Minute))
 	a.Await("end of the session", func() bool { return a.Sessions() == 0 })
 	a.SetStatus(0)
 	a.AwaitListen("e", true) // it has restarted
@@ -192,20 +192,26 @@ func TestNodeThatHasStoppedIsTriedAgainAtOnce(t *testing.T) {
 	listen(t, c, "e")
 	n.SetStatus(http.StatusServiceUnavailable)
 	n.DrainAgents(time.Now().Add(time.Minute))
-	n.Await("longer and longer pauses", func() bool { return n.Dials() > 6 })
+	n.Await("longer and longer pauses", func() bool { return n.Dials() > 7 })
 	n.SetStatus(0)
 	n.Kill()
 	n.Restart()
-	start := time.Now()
-	n.AwaitListen("e", true)
-	if d := time.Since(start); d > time.Second {
-		t.Errorf("the endpoint is back after %v", d)
+	// Time in which this process stands still, because the machine does or is busy, is not counted.
+	ticks := 0
+	eventually(t, "the endpoint is back", func() bool {
+		ticks++
+		_, is := n.Listens("e")
+		return is
+	})
+	if ticks > 400 { // of 5 ms
+		t.Errorf("the endpoint is back after %d looks", ticks)
 	}
 }
 
 func TestRefusedEndpointIsTriedAgainAndHarmsNoOther(t *testing.T) {
 	n := fakenode.Start(t, "n1")
 	c := newClient(t, n.URL())
+	c.Connections = 1 // another place would look for another node now and then
 	n.Refuse("bad", tunnel.CodeNotPermitted)
 	bad, err := c.Listen(t.Context(), "bad", piko.InBackground())
 	if err != nil {
