@@ -157,7 +157,7 @@ func (h *harness) client(endpoint, protocol string) *http.Client {
 		},
 	}
 	h.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: 20 * time.Second,
+	return &http.Client{Transport: transport, Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
@@ -314,13 +314,17 @@ func TestAgentComesBackAfterItsNodeVanished(t *testing.T) {
 
 func TestDrainFinishesWhatRunsAndEndsEarly(t *testing.T) {
 	release := make(chan struct{})
-	web := httpService(t, func(w http.ResponseWriter, _ *http.Request) {
-		<-release
-		_, _ = io.WriteString(w, "in time")
+	web := httpService(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-release:
+			_, _ = io.WriteString(w, "in time")
+		case <-r.Context().Done(): // the test has failed
+		}
 	})
 	withWeb := listenerFor("http", "web", web.URL)
 	withWeb.HostHeader = "service.test" // makes it a reverse proxy
-	h := start(t, nil, withWeb, listenerFor("http", "spliced", web.URL))
+	const timeout = 3 * time.Minute
+	h := start(t, func(c *config.Agent) { c.DrainTimeout = config.Duration(timeout) }, withWeb, listenerFor("http", "spliced", web.URL))
 	answers := make(chan string, 2)
 	for _, endpoint := range []string{"web", "spliced"} {
 		go func() {
@@ -339,7 +343,6 @@ func TestDrainFinishesWhatRunsAndEndsEarly(t *testing.T) {
 	eventually(t, "both requests", func() bool {
 		return h.agent.current.Load().listeners[0].inFlight.Load()+h.agent.current.Load().listeners[1].inFlight.Load() == 2
 	})
-	began := time.Now()
 	h.stop()
 	h.node.Await("the agent's leave", func() bool { return h.node.Drains() == 1 })
 	if err := h.agent.Ready(); err == nil {
@@ -352,13 +355,15 @@ func TestDrainFinishesWhatRunsAndEndsEarly(t *testing.T) {
 			t.Errorf("answer is %q", got)
 		}
 	}
-	if err := <-h.ended; err != nil {
-		t.Error(err)
+	select {
+	case err := <-h.ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("the drain has not ended, as if it took its timeout of %v", timeout)
 	}
 	h.ended <- nil
-	if d := time.Since(began); d > 40*time.Second {
-		t.Errorf("the drain took %v, which is its timeout", d)
-	}
 }
 
 func TestDrainCutsWhatTakesTooLong(t *testing.T) {
@@ -396,7 +401,7 @@ func TestConsoleShowsHowTheAgentFares(t *testing.T) {
 	}
 	eventually(t, "readiness", func() bool { return h.agent.Ready() == nil })
 	base := "http://" + h.agent.ConsoleAddr().String()
-	client := &http.Client{Timeout: 10 * time.Second}
+	client := &http.Client{Timeout: time.Minute}
 	defer client.CloseIdleConnections()
 	for path, want := range map[string]string{
 		"/health":  "ok",

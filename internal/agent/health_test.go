@@ -98,7 +98,7 @@ func TestUnhealthyServiceIsNotOffered(t *testing.T) {
 		echoRequest(w, r)
 	})
 	l := proxied(s.URL)
-	l.Health.Type, l.Health.Path = "http", "/health"
+	l.Health.Type, l.Health.Path, l.Health.Timeout = "http", "/health", config.Duration(time.Minute)
 	l.Health.Interval, l.Health.UnhealthyAfter, l.Health.HealthyAfter = config.Duration(10*time.Millisecond), 2, 2
 	h := start(t, nil, l)
 	h.node.AwaitListen("e", true)

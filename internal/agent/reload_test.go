@@ -59,11 +59,11 @@ func TestReloadOfOneListenerTouchesNoOther(t *testing.T) {
 	offers := make([]any, many)
 	streams := make([]*tunnel.Stream, many)
 	for i, l := range before {
-		offers[i] = l.offered.Load()
 		streams[i] = h.open(tunnel.Header{Endpoint: fmt.Sprintf("e%d", i), Protocol: tunnel.ProtocolTCP})
 		if got := answer(t, streams[i], "one"); got != "ONE" {
 			t.Fatalf("stream %d answers %q", i, got)
 		}
+		offers[i] = l.offered.Load() // the node may hear of an offer before this is set, but nothing is accepted before
 	}
 	sessions := h.agent.client.Sessions()
 
@@ -133,17 +133,19 @@ func TestReloadAddsRemovesAndChangesListeners(t *testing.T) {
 func TestReloadOfACheckedListenerWaitsForItsFirstCheck(t *testing.T) {
 	l := listenerFor("http", "a", answering(t, "old"))
 	l.Health.Type, l.Health.Path = "http", "/"
-	l.Health.Interval = config.Duration(50 * time.Millisecond)
+	l.Health.Interval, l.Health.Timeout = config.Duration(50*time.Millisecond), config.Duration(time.Minute)
 	h := start(t, nil, l)
 	h.node.AwaitListen("a", true)
 	release := make(chan struct{})
-	slow := httpService(t, func(w http.ResponseWriter, _ *http.Request) {
-		<-release
-		_, _ = io.WriteString(w, "new")
+	slow := httpService(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-release:
+			_, _ = io.WriteString(w, "new")
+		case <-r.Context().Done(): // the test has failed
+		}
 	})
 	h.reload(func(c *config.Agent) {
 		c.Listeners[0].Addr = config.ServiceAddress(strings.TrimPrefix(slow.URL, "http://"))
-		c.Listeners[0].Health.Timeout = config.Duration(20 * time.Second)
 	})
 	if _, got := h.get(h.client("a", tunnel.ProtocolHTTP), "http://x/"); got != "old" {
 		t.Errorf("a answers %q before the new service was checked", got)
