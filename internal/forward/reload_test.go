@@ -4,11 +4,14 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/pikoproxy/piko"
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/pikotest/ports"
 )
 
 // reload changes the settings of a running forwarder.
@@ -72,6 +75,7 @@ func TestReloadAddsRemovesAndChangesForwards(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = added.Close() }()
+	_ = added.SetDeadline(time.Now().Add(time.Minute))
 	exchange(t, added, "b", "one b")
 
 	// The first is removed: nothing new, and what runs goes on.
@@ -99,8 +103,9 @@ func TestReloadAddsRemovesAndChangesForwards(t *testing.T) {
 	exchange(t, added, "d", "one d")
 	third, err := net.Dial("tcp", spare)
 	if err == nil {
-		if _, err := io.ReadAll(third); err == nil {
-			t.Error("a connection to an endpoint that nobody offers ends well")
+		_ = third.SetDeadline(time.Now().Add(time.Minute))
+		if _, err := io.ReadAll(third); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a connection to an endpoint that nobody offers ends with %v, want it broken off", err)
 		}
 		_ = third.Close()
 	}
@@ -146,13 +151,13 @@ func TestReloadTakesAnotherServer(t *testing.T) {
 	}
 }
 
-// free returns an address that nobody listens on.
+// free returns an address that nobody listens on, and nobody else will.
 func free(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p, err := ports.Keep()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Cleanup(p.Release)
+	return p.Addr
 }
