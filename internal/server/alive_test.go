@@ -3,12 +3,19 @@ package server
 import (
 	"net"
 	"testing"
+
+	"github.com/pikoproxy/piko/internal/pikotest/ports"
 )
 
 // With net.ipv6.conf.all.disable_ipv6=1 a listener at ":8000" still is one at [::]:8000, and nobody gets to ::1. That a socket
 // can be reached by 127.0.0.1 alone is the same to whoever asks whether the process is stuck.
 func TestALifeSignNeedsNoIPv6(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	kept, err := ports.Keep()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Release()
+	l, err := net.Listen("tcp", kept.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ func TestReloadRotatesTheCertificatesOfACluster(t *testing.T) {
 	a := member(t, c, "a", with(oldCert, oldKey, oldCert))
 	b := member(t, c, "b", with(oldCert, oldKey, oldCert))
 	b.agent("one", "e")
+	eventually(t, "a request through a", func() bool { return a.ask("e").status == http.StatusOK })
 	for _, step := range []func(*config.Pikod){
 		with(oldCert, oldKey, both), with(newCert, newKey, both), with(newCert, newKey, newCert),
 	} {

@@ -116,7 +116,7 @@ func (n *running) exchange(raw string) string {
 	buf := make([]byte, 4096)
 	for {
 		quiet := patience
-		if have := statuses(out.String()); have != "" && have != "100" {
+		if have := statuses(out.String()); have != "" && have != "100" && whole(out.String()) {
 			quiet = 300 * time.Millisecond
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(quiet))
@@ -124,6 +124,25 @@ func (n *running) exchange(raw string) string {
 		out.Write(buf[:k])
 		if err != nil {
 			return out.String()
+		}
+	}
+}
+
+// whole reports whether no answer breaks off.
+func whole(text string) bool {
+	br := bufio.NewReader(strings.NewReader(text))
+	for {
+		if _, err := br.Peek(1); err != nil {
+			return true
+		}
+		a, err := http.ReadResponse(br, nil)
+		if err != nil {
+			return false
+		}
+		_, err = io.Copy(io.Discard, a.Body)
+		_ = a.Body.Close()
+		if err != nil {
+			return false
 		}
 	}
 }

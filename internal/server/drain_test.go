@@ -77,6 +77,7 @@ func (c *classicAgent) wantReset(t *testing.T) {
 	await(t, "the classic session ends", c.CloseChan())
 	c.wire.mu.Lock()
 	defer c.wire.mu.Unlock()
+	_ = c.wire.Conn.SetReadDeadline(time.Now().Add(patience))
 	if n, err := c.wire.Conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the connection ends with %d bytes and %v, want a reset", n, err)
 	}
@@ -159,7 +160,7 @@ func TestADrainEndsAtItsDeadline(t *testing.T) {
 
 func TestTheNoticeChangesReadinessOnly(t *testing.T) {
 	t.Parallel()
-	n := start(t, func(c *config.Pikod) { c.DrainNotice = config.Duration(2 * time.Second) })
+	n := start(t, func(c *config.Pikod) { c.DrainNotice = config.Duration(15 * time.Second) }) // in which an agent can come
 	n.stop()
 	eventually(t, "readiness goes off", func() bool {
 		return n.get(n.url("admin", "/ready")).status == http.StatusServiceUnavailable

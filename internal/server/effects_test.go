@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -66,6 +67,35 @@ func dials(want bool) func(*testing.T, *running) bool {
 	}
 }
 
+// holds reports whether a request for an endpoint is held, and not answered at once.
+func (n *running) holds(t *testing.T, endpoint string) bool {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := make(chan struct{})
+	defer func() { cancel(); <-answered }()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.url("proxy", "/"), http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Piko-Endpoint", endpoint)
+	go func() {
+		defer close(answered)
+		if _, err := n.do(req); err != nil && ctx.Err() == nil {
+			t.Errorf("%s: %v", req.URL, err)
+		}
+	}()
+	for {
+		select {
+		case <-answered:
+			return false
+		default:
+		}
+		if strings.Contains(n.get(n.url("admin", "/metrics")).body, "\npiko_router_requests_waiting 1\n") {
+			return true
+		}
+	}
+}
+
 var effects = []effect{
 	{"proxy.domains", func(c *config.Pikod) { c.Proxy.Domains = []string{"x.example"} }, func(t *testing.T, n *running) bool {
 		t.Helper()
@@ -100,12 +130,7 @@ var effects = []effect{
 		return false
 	}},
 	{"proxy.endpoint_wait", func(c *config.Pikod) { c.Proxy.EndpointWait = config.Duration(2 * time.Second) },
-		func(t *testing.T, n *running) bool {
-			t.Helper()
-			began := time.Now()
-			n.ask("nobody") // the node has just started, so it may come
-			return time.Since(began) >= 2*time.Second
-		}},
+		func(t *testing.T, n *running) bool { return n.holds(t, "nobody") }}, // the node has just started, so it may come
 	{"upstream.max_sessions", func(c *config.Pikod) { c.Upstream.MaxSessions = 1 }, dials(false)},
 	{"upstream.auth.hmac_secret_key", func(c *config.Pikod) { c.Upstream.Auth = keyed(secret) }, dials(false)},
 	{"upstream.deny", func(c *config.Pikod) { c.Upstream.Deny = cidrs("127.0.0.0/8") }, dials(false)},

@@ -170,7 +170,7 @@ func TestARemovedClientCAEndsWhatItLetIn(t *testing.T) {
 func TestAClientCertificateThatExpiresEndsWhatItLetIn(t *testing.T) {
 	t.Parallel()
 	cert, key, _ := certify(t)
-	good, brief := newVisitor(t, time.Hour), newVisitor(t, 15*time.Second)
+	good, brief := newVisitor(t, time.Hour), newVisitor(t, 30*time.Second)
 	n := start(t, trusting(cert, key, bundle(t, good, brief)))
 	good.come(t, n, "good")
 	brief.come(t, n, "brief")

@@ -33,10 +33,13 @@ func (n *running) rejected(listener, reason string) string {
 
 func (n *running) wantRejected(t *testing.T, listener, reason, want string) {
 	t.Helper()
-	eventually(t, listener+" rejects for "+reason, func() bool { return n.rejected(listener, reason) != "0" })
-	if got := n.rejected(listener, reason); got != want {
-		t.Errorf("%s rejected %s times for %s, want %s", listener, got, reason, want)
-	}
+	got := ""
+	defer func() {
+		if got != want {
+			t.Logf("%s rejected %s times for %s, want %s", listener, got, reason, want)
+		}
+	}()
+	eventually(t, listener+" rejects for "+reason, func() bool { got = n.rejected(listener, reason); return got == want })
 }
 
 func cidrs(all ...string) (c config.CIDRs) {

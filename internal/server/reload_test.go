@@ -106,7 +106,7 @@ func TestReloadRotatesCertificates(t *testing.T) {
 func TestReloadMovesListenersAndLetsConnectionsLive(t *testing.T) {
 	n := start(t, nil)
 	n.agent("a", "e")
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: patience}
 	defer client.CloseIdleConnections()
 	old := n.server.Addr("proxy").String()
 	ask := func(addr string) error {
@@ -171,7 +171,7 @@ func TestReloadsUnderLoadFailNoRequest(t *testing.T) {
 	var load sync.WaitGroup
 	for range 8 {
 		load.Go(func() {
-			client := &http.Client{Transport: &http.Transport{}, Timeout: 20 * time.Second}
+			client := &http.Client{Transport: &http.Transport{}, Timeout: patience}
 			defer client.CloseIdleConnections()
 			for {
 				select {

@@ -258,8 +258,8 @@ func testExpiry(t *testing.T, ends bool) {
 		c.Upstream.Auth = keyed(secret)
 		c.Upstream.Auth.DisconnectOnExpiry = ends
 	})
-	// Clocks may differ by ten seconds: the token is good for that long, in which an agent can come and listen.
-	a, err := n.dial("a1", token(t, secret, time.Now()), "")
+	// Clocks may differ by ten seconds: the token is good for that long after its end. An agent can come and listen before.
+	a, err := n.dial("a1", token(t, secret, time.Now().Add(10*time.Second)), "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -234,11 +234,12 @@ func (s *Server) closing(x *session, t *tunnel.Session) {
 
 // done hears that a session has ended.
 func (s *Server) done(x *session) {
-	s.sessions.remove(x)
-	s.tally.leave(x.holder)
+	// In this order: an agent that gets the room of the session finds that of its endpoints, too.
 	for _, key := range x.end() {
 		s.tally.withdraw(key, x.tenant)
 	}
+	s.tally.leave(x.holder)
+	s.sessions.remove(x)
 	level := logrus.DebugLevel
 	if x.useful.Load() {
 		level = logrus.InfoLevel
