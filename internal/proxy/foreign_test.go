@@ -6,13 +6,12 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 // A connection that begins with neither a request of HTTP/1 nor the preface of HTTP/2 is closed: what speaks something else
 // understands no answer. Later, and with a request line that is merely wrong, the answer is 400.
 func TestConnectionThatBeginsWithSomethingElse(t *testing.T) {
-	f := newFixture(t, nil)
+	f := newFixture(t, func(o *Options) { o.ReadHeaderTimeout = 2 * patience })
 	f.serveHTTP(func(http.ResponseWriter, *http.Request) {})
 	const good = "GET / HTTP/1.1\r\nHost: ep1.piko.test\r\n\r\n"
 	for text, want := range map[string]string{
@@ -38,7 +37,6 @@ func TestConnectionThatBeginsWithSomethingElse(t *testing.T) {
 	}
 	// It is closed now, not when a request would have had to be there.
 	c, br := f.dial()
-	_ = c.SetReadDeadline(time.Now().Add(8 * time.Second))
 	_, _ = io.WriteString(c, "INVALID CONNECTION PREFACE\r\n\r\n")
 	if _, err := br.ReadByte(); err == nil || isTimeout(err) {
 		t.Errorf("%v: want it closed at once", err)

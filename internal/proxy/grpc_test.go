@@ -143,9 +143,8 @@ func TestGRPCCancellation(t *testing.T) {
 }
 
 func TestGRPCFailures(t *testing.T) {
-	f := newFixture(t, func(o *Options) { o.ResponseHeaderTimeout = 100 * time.Millisecond })
 	release := make(chan struct{})
-	f.serveH2(func(w http.ResponseWriter, r *http.Request) {
+	service := func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/break":
 			io.WriteString(w, "half")
@@ -157,10 +156,14 @@ func TestGRPCFailures(t *testing.T) {
 			// The clock runs only when the request has ended: this one lasts longer than the limit.
 			io.Copy(io.Discard, r.Body)
 		}
-	})
-	defer close(release)
-	client := f.h2client()
-	resp, err := client.Do(f.grpc(t.Context(), "/break", nil))
+	}
+	within := func(limit time.Duration) *fixture {
+		f := newFixture(t, func(o *Options) { o.ResponseHeaderTimeout = limit })
+		f.serveH2(service)
+		return f
+	}
+	f := within(patience)
+	resp, err := f.h2client().Do(f.grpc(t.Context(), "/break", nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,19 +171,25 @@ func TestGRPCFailures(t *testing.T) {
 		t.Errorf("a broken answer looks complete: %q", body)
 	}
 	resp.Body.Close()
-	resp, err = client.Do(f.grpc(t.Context(), "/slow", nil))
+	f = within(100 * time.Millisecond)
+	resp, err = f.h2client().Do(f.grpc(t.Context(), "/slow", nil))
+	close(release)
 	if err != nil || resp.StatusCode != 504 {
 		t.Fatalf("%v %v, want 504", resp, err)
 	}
 	readAll(t, resp)
-	pr, pw := io.Pipe()
-	timer := time.AfterFunc(300*time.Millisecond, func() { pw.CloseWithError(io.EOF) })
-	defer timer.Stop()
-	resp, err = client.Do(f.grpc(t.Context(), "/stream", pr))
-	if err != nil || resp.StatusCode != 200 {
-		t.Fatalf("%v %v, want 200", resp, err)
-	}
-	readAll(t, resp)
+	patiently(t, func(limit time.Duration) error {
+		f := within(limit)
+		pr, pw := io.Pipe()
+		timer := time.AfterFunc(3*limit, func() { pw.CloseWithError(io.EOF) })
+		defer timer.Stop()
+		resp, err := f.h2client().Do(f.grpc(t.Context(), "/stream", pr))
+		if err != nil || resp.StatusCode != 200 {
+			return fmt.Errorf("%v %w, want 200", resp, err)
+		}
+		readAll(t, resp)
+		return nil
+	})
 }
 
 // An idle connection that the service has closed is replaced without anybody noticing.
@@ -220,7 +229,7 @@ func awaitReaders(t *testing.T, most int) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); readers(t) > most; <-tick.C {
+	for deadline := time.Now().Add(patience); readers(t) > most; <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("more than %d connections are read", most)
 		}

@@ -274,6 +274,20 @@ func await[T any](t testing.TB, c <-chan T, what string) T {
 	}
 }
 
+// patiently tries what has to keep to a limit of time, with a short one first and then with longer ones: a machine that stands
+// still for a moment spoils it once, and a fault of ours every time.
+func patiently(t testing.TB, try func(limit time.Duration) error) {
+	t.Helper()
+	var err error
+	for _, limit := range []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second} {
+		if err = try(limit); err == nil {
+			return
+		}
+		t.Logf("with %v: %v", limit, err)
+	}
+	t.Error(err)
+}
+
 func readAll(t testing.TB, r *http.Response) string {
 	t.Helper()
 	defer r.Body.Close()

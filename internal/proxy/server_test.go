@@ -115,6 +115,13 @@ func TestShutdownCutsOffWhatIsLeft(t *testing.T) {
 	for range 2 {
 		await(t, started, "request")
 	}
+	if _, err := http.ReadResponse(upReader, nil); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := f.server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -125,15 +132,8 @@ func TestShutdownCutsOffWhatIsLeft(t *testing.T) {
 			t.Errorf("the service sees a clean end: %v", err)
 		}
 	}
-	if _, err := http.ReadResponse(upReader, nil); err != nil {
-		t.Error(err)
-	}
 	if _, err := io.ReadAll(upReader); err == nil {
 		t.Error("the switched connection looks complete")
-	}
-	resp, err := http.ReadResponse(br, nil)
-	if err != nil {
-		t.Fatal(err)
 	}
 	if body, err := io.ReadAll(resp.Body); err == nil {
 		t.Errorf("%q looks complete", body)

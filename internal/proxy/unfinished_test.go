@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,7 +16,11 @@ import (
 
 // The time for a head is none for the body behind it.
 func TestUploadLongerThanHeaderTimeout(t *testing.T) {
-	f := newFixture(t, func(o *Options) { o.ReadHeaderTimeout = 100 * time.Millisecond })
+	patiently(t, func(limit time.Duration) error { return longUpload(t, limit) })
+}
+
+func longUpload(t *testing.T, limit time.Duration) error {
+	f := newFixture(t, func(o *Options) { o.ReadHeaderTimeout = limit })
 	f.serveHTTP(func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		fmt.Fprintf(w, "%d bytes, %v", n, err)
@@ -27,17 +32,18 @@ func TestUploadLongerThanHeaderTimeout(t *testing.T) {
 		// A client that came later has had its time for a head, so this one has too.
 		_, idle := f.dial()
 		if _, err := idle.ReadByte(); err == nil || isTimeout(err) {
-			t.Fatal("a silent client was not sent away")
+			return errors.New("a silent client was not sent away")
 		}
 		io.WriteString(c, body[size/2:])
 		resp, err := http.ReadResponse(br, nil)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		if have, want := readAll(t, resp), fmt.Sprintf("%d bytes, <nil>", size); have != want {
-			t.Errorf("%s %s, want %s", resp.Status, have, want)
+			return fmt.Errorf("%s %s, want %s", resp.Status, have, want)
 		}
 	}
+	return nil
 }
 
 // A switch of protocols that nobody asked for may come while the body of the request is still being sent.
