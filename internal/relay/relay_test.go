@@ -41,7 +41,7 @@ func tcpPair(t testing.TB) (dialed, accepted *net.TCPConn) {
 		_ = a.Close()
 	})
 	for _, c := range []net.Conn{d, a} {
-		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}

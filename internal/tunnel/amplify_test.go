@@ -103,7 +103,7 @@ func TestSecurityAmplification(t *testing.T) {
 			attacks.Wait()
 			limit := before + factor*sent.Load() + peers*base
 			held := footprint()
-			for deadline := time.Now().Add(2 * time.Second); held > limit && time.Now().Before(deadline); held = footprint() {
+			for deadline := time.Now().Add(testTimeout / 2); held > limit && time.Now().Before(deadline); held = footprint() {
 				runtime.Gosched() // what a session held may still be on its way out
 			}
 			t.Logf("%d peers sent %d bytes and hold %d", peers, sent.Load(), held-before)

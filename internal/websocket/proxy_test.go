@@ -255,7 +255,7 @@ func TestProxyErrorsSayWhatToDo(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			o := DialOptions{Proxy: fixed(test.proxy), HandshakeTimeout: 10 * time.Second}
+			o := DialOptions{Proxy: fixed(test.proxy), HandshakeTimeout: time.Minute}
 			if test.name == "silence" {
 				o.HandshakeTimeout = 50 * time.Millisecond
 			}
