@@ -185,7 +185,7 @@ func TestClaims(t *testing.T) {
 		"role of a wrong type":     {loose, good("piko", map[string]any{"role": 1}), auth.ErrInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := verifier(t, tc.settings, auth.Options{Role: auth.Agent})
+			v := verifier(t, tc.settings, auth.Options{Role: auth.Agent, Now: func() time.Time { return now }})
 			if _, err := v.Verify(t.Context(), sign(t, jwt.SigningMethodHS256, hmacKey, tc.claims)); !errors.Is(err, tc.want) {
 				t.Errorf("Verify: %v; want %v", err, tc.want)
 			}
