@@ -162,7 +162,7 @@ func (n *node) start(t *testing.T, o Options, c config.ACME) {
 
 // handshake returns the serial number of the certificate that is served for a name, verified.
 func (n *node) handshake(p *pebbletest.Pebble, name string) (string, error) {
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", n.tls.Addr().String(),
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", n.tls.Addr().String(),
 		&tls.Config{RootCAs: p.Roots, ServerName: name, MinVersion: tls.VersionTLS12})
 	if err != nil {
 		return "", err
@@ -255,11 +255,11 @@ func TestNodesOrderOnceTogether(t *testing.T) {
 
 func TestRenewsWithoutAFailedHandshake(t *testing.T) {
 	n := &node{tls: listen(t)}
-	p := pebbletest.Start(t, pebbletest.Options{TLSPort: port(n.tls), Validity: 20 * time.Second})
+	p := pebbletest.Start(t, pebbletest.Options{TLSPort: port(n.tls), Validity: 45 * time.Second})
 	n.start(t, Options{renewEvery: time.Second}, settings(t, p, "piko.test"))
 	first := n.served(t, p, "piko.test")
 	handshakes := 0
-	for deadline := time.Now().Add(patience); ; handshakes++ {
+	for deadline := time.Now().Add(2 * patience); ; handshakes++ {
 		serial, err := n.handshake(p, "piko.test")
 		if err != nil {
 			t.Fatalf("handshake %d: %v", handshakes, err)
