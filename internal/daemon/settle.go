@@ -22,10 +22,12 @@ type settler struct {
 	start  time.Time   // of looking
 	since  time.Time   // of the content in seen
 	seen   fingerprint // by the last look
+
+	patience, most time.Duration // as the constants of these names, unless a test has more time
 }
 
-func newSettler() *settler {
-	s := &settler{timer: time.NewTimer(time.Hour)}
+func newSettler(patience, most time.Duration) *settler {
+	s := &settler{timer: time.NewTimer(time.Hour), patience: patience, most: most}
 	s.timer.Stop()
 	return s
 }
@@ -53,7 +55,7 @@ func (s *settler) quiet(now fingerprint) bool {
 		return true
 	}
 	s.seen, s.since = now, time.Now()
-	if s.since.Sub(s.start) >= settleMost {
+	if s.since.Sub(s.start) >= s.most {
 		return true
 	}
 	s.timer.Reset(settleAgain)
@@ -62,7 +64,7 @@ func (s *settler) quiet(now fingerprint) bool {
 
 // patient reports whether content that makes no sense has had its time. If not, it arranges the next look.
 func (s *settler) patient() bool {
-	if time.Since(s.since) >= patience || time.Since(s.start) >= settleMost {
+	if time.Since(s.since) >= s.patience || time.Since(s.start) >= s.most {
 		return true
 	}
 	s.timer.Reset(settleAgain)
