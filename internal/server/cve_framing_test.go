@@ -61,12 +61,12 @@ func TestCVE_2026_73564_LengthBeyondAnyNumber(t *testing.T) {
 func TestCVE_2024_24791_ExpectContinueLeavesTheBodyBehind(t *testing.T) {
 	n, r := exposed(t, nil)
 	body := "GET /hidden HTTP/1.1\r\nHost: e.piko.test\r\n\r\n"
-	text := n.exchange("POST / HTTP/1.1\r\nHost: e.piko.test\r\nExpect: 100-continue\r\nContent-Length: 44\r\n\r\n" + body + body)
+	text := n.exchange("POST / HTTP/1.1\r\nHost: e.piko.test\r\nExpect: 100-continue\r\nContent-Length: 43\r\n\r\n" + body)
 	// The service answers without reading the body; what follows must be that body, and never a request.
 	if !strings.HasPrefix(strings.TrimPrefix(statuses(text), "100 "), "200") {
 		t.Errorf("answers are %q", statuses(text))
 	}
-	if n := strings.Count(r.text(), "GET /hidden"); n > 1 {
+	if strings.Contains(r.served(), "/hidden") {
 		t.Errorf("a body was taken for a request:\n%s", r.text())
 	}
 	if got := n.exchange(getWith("X-After: 1")); statuses(got) != "200" {

@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -52,24 +54,50 @@ func TestCVE_2026_30851_IdentityFieldsOfAClient(t *testing.T) {
 
 func TestCVE_2022_2880_QueryIsNotRepaired(t *testing.T) {
 	n, r := exposed(t, nil)
-	for _, query := range []string{"a=1;b=2&c=%zz", "a=%", "x=1&x=2;x=3"} { // also CVE-2026-39825
-		n.exchange("GET /q?" + query + " HTTP/1.1\r\nHost: e.piko.test\r\nConnection: close\r\n\r\n")
-		if !strings.Contains(r.text(), "GET /q?"+query+" HTTP/1.1\r\n") {
-			t.Errorf("the query %q reached the service as\n%s", query, r.text())
-		}
+	for _, query := range []string{"a=1;b=2&c=%zz", "a=%", "x=1&x=2;x=3"} {
+		n.unchanged(r, query)
 	}
+}
+
+// unchanged wants a query to reach the service as it was sent.
+func (n *running) unchanged(r *recorder, query string) {
+	n.t.Helper()
+	n.exchange("GET /q?" + query + " HTTP/1.1\r\nHost: e.piko.test\r\nConnection: close\r\n\r\n")
+	if !strings.Contains(r.text(), "GET /q?"+query+" HTTP/1.1\r\n") {
+		n.t.Errorf("the query %.80q reached the service as\n%.200s", query, r.text())
+	}
+}
+
+// Who counts parameters stops somewhere: what stands behind must not be hidden from one of two readers.
+func TestCVE_2026_39825_QueryOfMoreParametersThanAnybodyCounts(t *testing.T) {
+	n, r := exposed(t, nil)
+	n.unchanged(r, strings.Repeat("a&", 6000)+"admin=1")
 }
 
 func TestCVE_2026_65600_ReservedPathInDisguise(t *testing.T) {
 	n, r := exposed(t, nil)
-	// also CVE-2026-48020, CVE-2025-66490, CVE-2026-40912
-	for _, path := range []string{
-		"/_PIKO/x", "/%5Fpiko/x", "/%5fPiKo/v1/tcp/e", "/a/_piko/", "/_piko%2Fv1%2ftcp%2Fe", "/x/..%2f_piko/v1", "/%5f%70%69%6b%6f",
+	for _, path := range []string{ // also CVE-2025-66490
+		"/_PIKO/x", "/%5Fpiko/x", "/%5fPiKo/v1/tcp/e", "/a/_piko/", "/_piko%2Fv1%2ftcp%2Fe", "/%5f%70%69%6b%6f",
 	} {
-		n.refused(r, "GET "+path+" HTTP/1.1\r\nHost: e.piko.test\r\nConnection: close\r\n\r\n", "404", "426")
+		n.reserved(r, path)
 	}
+}
+
+func TestCVE_2026_48020_ReservedPathBehindDots(t *testing.T) {
+	n, r := exposed(t, nil)
+	for _, path := range []string{ // also CVE-2026-40912
+		"/x/../_piko/v1", "/x/..%2f_piko/v1", "/x/%2e%2e/_piko/v1", "/./_piko/v1", "//_piko/v1", "/x/.%2E/%5Fpiko",
+	} {
+		n.reserved(r, path)
+	}
+}
+
+// reserved wants a path to be ours, and no byte of the request to reach the service.
+func (n *running) reserved(r *recorder, path string) {
+	n.t.Helper()
+	n.refused(r, "GET "+path+" HTTP/1.1\r\nHost: e.piko.test\r\nConnection: close\r\n\r\n", "404", "426")
 	if r.text() != "" {
-		t.Errorf("the service was sent\n%s", r.text())
+		n.t.Errorf("%s: the service was sent\n%s", path, r.text())
 	}
 }
 
@@ -152,9 +180,42 @@ func TestCVE_2026_26999_StalledTLSHandshake(t *testing.T) {
 		c.Proxy.Limits.TLSHandshakeTimeout = config.Duration(300 * time.Millisecond)
 		c.Proxy.TLS.Cert, c.Proxy.TLS.Key = cert, key
 	})
-	for _, part := range []string{"\x16", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"} { // also CVE-2026-22045
+	for _, part := range []string{"\x16", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"} {
 		n.stalls(t, part)
 	}
+}
+
+// The handshake by which an authority asks whose a name is has the same time as any other.
+func TestCVE_2026_22045_StalledHandshakeOfAnAuthority(t *testing.T) {
+	cert, key, _ := certify(t)
+	n := start(t, func(c *config.Pikod) {
+		soon(c)
+		c.Proxy.Limits.TLSHandshakeTimeout = config.Duration(300 * time.Millisecond)
+		c.Proxy.TLS.Cert, c.Proxy.TLS.Key = cert, key
+	})
+	hello := clientHello(t, &tls.Config{ServerName: "e.piko.test", NextProtos: []string{"acme-tls/1"}})
+	n.stalls(t, hello)
+	n.stalls(t, hello[:len(hello)/2])
+}
+
+// clientHello is the first record of a client.
+func clientHello(t *testing.T, c *tls.Config) string {
+	t.Helper()
+	client, server := net.Pipe()
+	defer server.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- tls.Client(client, c).Handshake() }()
+	head := make([]byte, 5)
+	if _, err := io.ReadFull(server, head); err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, binary.BigEndian.Uint16(head[3:]))
+	if _, err := io.ReadFull(server, body); err != nil {
+		t.Fatal(err)
+	}
+	_ = client.Close()
+	<-ended
+	return string(head) + string(body)
 }
 
 // frames opens an HTTP/2 connection without TLS.

@@ -22,6 +22,14 @@ type recorder struct {
 	*tunnel.AgentSession
 	mu  sync.Mutex
 	got bytes.Buffer
+	ran []string // what it took for requests
+}
+
+// served are the paths of all requests, in the order of their coming.
+func (r *recorder) served() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.ran, " ")
 }
 
 // Write keeps what was sent.
@@ -85,6 +93,9 @@ func (r *recorder) serve(c net.Conn) {
 		if err != nil {
 			return
 		}
+		r.mu.Lock()
+		r.ran = append(r.ran, req.URL.Path)
+		r.mu.Unlock()
 		if req.Header.Get("Expect") == "" {
 			_, _ = io.Copy(io.Discard, req.Body)
 		}
