@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -254,27 +255,36 @@ func TestNodesOrderOnceTogether(t *testing.T) {
 }
 
 func TestRenewsWithoutAFailedHandshake(t *testing.T) {
+	const clients = 8 // shaking hands all the time
 	n := &node{tls: listen(t)}
 	p := pebbletest.Start(t, pebbletest.Options{TLSPort: port(n.tls), Validity: 45 * time.Second})
 	n.start(t, Options{renewEvery: time.Second}, settings(t, p, "piko.test"))
 	first := n.served(t, p, "piko.test")
-	handshakes := 0
-	for deadline := time.Now().Add(2 * patience); ; handshakes++ {
-		serial, err := n.handshake(p, "piko.test")
-		if err != nil {
-			t.Fatalf("handshake %d: %v", handshakes, err)
-		}
-		if serial != first {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the certificate was not renewed")
-		}
+	var load sync.WaitGroup
+	var handshakes atomic.Int64
+	deadline := time.Now().Add(2 * patience)
+	for range clients {
+		load.Go(func() {
+			for renewed := 0; renewed < 20; handshakes.Add(1) { // some more with the new one
+				serial, err := n.handshake(p, "piko.test")
+				if err != nil {
+					t.Errorf("after %d handshakes: %v", handshakes.Load(), err)
+					return
+				}
+				if serial != first {
+					renewed++
+				} else if time.Now().After(deadline) {
+					t.Error("the certificate was not renewed")
+					return
+				}
+			}
+		})
 	}
+	load.Wait()
 	if got := testutil.ToFloat64(n.metrics.orders.WithLabelValues("renewal", "ok")); got < 1 {
 		t.Errorf("%v renewals counted", got)
 	}
-	t.Logf("%d handshakes until the renewed certificate was served", handshakes)
+	t.Logf("%d handshakes of %d clients at a time until all had seen the renewed certificate", handshakes.Load(), clients)
 }
 
 func TestOrdersOnDemandOnlyForWhatIsOffered(t *testing.T) {
