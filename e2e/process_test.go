@@ -164,6 +164,25 @@ func (p *process) rss(t testing.TB) int64 {
 	return 0
 }
 
+// cpu is the processor time that the child has taken, to a hundredth of a second.
+func (p *process) cpu(t testing.TB) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := bytes.Cut(stat, []byte(") ")) // the name before may hold anything
+	fields, ticks := bytes.Fields(rest), 0
+	for _, f := range fields[11:13] { // utime and stime, in hundredths of a second
+		n, err := strconv.Atoi(string(f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
 // files is the number of open file descriptors of the child.
 func (p *process) files(t testing.TB) int {
 	t.Helper()
