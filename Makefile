@@ -58,20 +58,22 @@ test-cluster: tools build bin/consul ## on a quiet machine: kill, stop and cut o
 		-run='^TestLong|^TestHandover|UnderLoad$$|AfterEveryCrash$$|SurvivesAKill$$|NewEndpointAtOnce$$|OverZones$$|ItMust$$' .
 
 # Of each kind of bytes from outside, the fuzz target that sees most of what is made of them.
-SECURITY_FUZZ := guard:FuzzSplit guard:FuzzNetHTTP guard:FuzzOutput endpoint:FuzzFromHost tunnel:FuzzNothingConfusesALink \
-	tunnel:FuzzFramesMeanTheSameHoweverTheyAreSplit websocket:FuzzConn auth:FuzzVerify config:FuzzLoad consul:FuzzBucket \
-	cluster:FuzzPieces proxy:FuzzClientOf proxy:FuzzAnswer
+SECURITY_FUZZ := guard:FuzzSplit guard:FuzzNetHTTP guard:FuzzOutput guard:FuzzNext endpoint:FuzzFromHost \
+	tunnel:FuzzNothingConfusesALink tunnel:FuzzFramesMeanTheSameHoweverTheyAreSplit tunnel:FuzzControlMessage websocket:FuzzConn \
+	auth:FuzzVerify config:FuzzLoad consul:FuzzBucket cluster:FuzzPieces proxy:FuzzClientOf proxy:FuzzAnswer proxy:FuzzBothWays \
+	h2:FuzzAnswer
 # Where the Go vulnerability database is at hand, such as file:///srv/vulndb. Empty: it is not asked.
 VULNDB ?=
 
 .PHONY: test-security
-test-security: build bin/consul bin/h2spec ## try attacks, limits, secrets, rotation and others' old faults, and fuzz: a quarter of an hour
+test-security: build bin/consul bin/pebble bin/h2spec ## try attacks, limits, secrets, rotation and others' old faults, and fuzz: a quarter of an hour
 	.ci/tools security
-	$(GO) test -count=1 -timeout=8m ./internal/auth ./internal/guard ./internal/limit ./internal/tlsconf ./internal/admin ./internal/console \
-		./internal/endpoint ./internal/websocket ./internal/tunnel ./internal/proxy
-	$(GO) test -count=1 -timeout=5m -run='CVE|Corpus|Tenant|Token|Begun|Limit|Abuse|Guest|Secret|Open|Refus|Denylist|ClientCA|RemovedCA|Certificate|Drains' \
+	$(GO) test -count=1 -timeout=15m ./internal ./internal/auth ./internal/guard ./internal/limit ./internal/tlsconf ./internal/admin \
+		./internal/console ./internal/endpoint ./internal/websocket ./internal/tunnel ./internal/proxy ./internal/h2 ./internal/acme
+	$(GO) test -count=1 -timeout=10m -run='CVE|Corpus|Tenant|Token|Begun|Limit|Abuse|Guest|Secret|Open|Refus|Denylist|ClientCA|RemovedCA|Certificate|Drains|NobodyElse|NoSession|Guarded|Attempts' \
 		./internal/server ./internal/cluster ./internal/config ./pikod
-	cd e2e && E2E_QUIET=1 PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=20m -run='^TestSecurity|^TestLogsAre' .
+	cd e2e && E2E_QUIET=1 PIKO_BIN=$(CURDIR)/bin $(GO) test -tags=security -count=1 -v -timeout=30m \
+		-run='^TestSecurity|^TestLogsAre|GetsACertificate$$|ACertificateOnce$$' .
 	@$(MAKE) --no-print-directory fuzz-security
 	@if [ -n "$(VULNDB)" ]; then $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db "$(VULNDB)" ./...; fi
 
