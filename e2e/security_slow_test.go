@@ -180,7 +180,7 @@ func TestSecuritySlowConnections(t *testing.T) {
 	if len(attacked.p99s) < 5 {
 		t.Errorf("the ramp took so long that only %d s were left", len(attacked.p99s))
 	}
-	if full < 3*connections { // those of -R have ended
+	if full < 2.7*connections { // those of -R have ended, and on a slow machine the first of the others
 		t.Errorf("only %v connections were there at once", full)
 	}
 	if is > max(2*would, noise) {
@@ -217,7 +217,7 @@ func (s *target) recovers(t *testing.T, before, most int64) {
 	t.Logf("resident: %d MiB before, %d at most during the attack, %d after", before>>20, most>>20, after>>20)
 	took := await(t, "memory returns", 4*time.Minute, // the collector looks every two minutes when nothing happens
 		func() error {
-			if after = s.rss(t); after > before+64<<20 {
+			if after = s.rss(t); after > before+96<<20 {
 				return fmt.Errorf("%d MiB", after>>20)
 			}
 			return nil
