@@ -2,12 +2,15 @@ package server_test
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/pikotest/consultest"
 	"github.com/pikoproxy/piko/internal/tunnel"
 	"github.com/pikoproxy/piko/internal/websocket"
 )
@@ -21,11 +24,36 @@ type tenancy struct {
 
 func startTenancy(t *testing.T, clientsNeedTokens bool) *tenancy {
 	t.Helper()
-	x := &tenancy{keys: map[string]string{
+	x := newTenancy()
+	x.running = start(t, x.settings(clientsNeedTokens))
+	x.offer(t, x.running)
+	return x
+}
+
+// startTenancyAcross has all agents at another node of a cluster than the one that clients come to.
+func startTenancyAcross(t *testing.T, clientsNeedTokens bool) *tenancy {
+	t.Helper()
+	x, c := newTenancy(), consultest.Start(t, consultest.Options{})
+	settings := x.settings(clientsNeedTokens)
+	x.running = member(t, c, "front", settings)
+	x.offer(t, member(t, c, "back", settings))
+	for _, id := range []string{"a", "b"} {
+		fields := []string{"Host", "web." + id + ".test", "Authorization", "Bearer " + token(t, x.keys[id], inAnHour())}
+		eventually(t, "the endpoints of "+id+" at the other node", func() bool { return x.askAs(t, fields).status == http.StatusOK })
+	}
+	return x
+}
+
+func newTenancy() *tenancy {
+	return &tenancy{keys: map[string]string{
 		"": strings.Repeat("n", 32), "a": strings.Repeat("a", 32), "b": strings.Repeat("b", 32),
 	}}
-	x.running = start(t, func(c *config.Pikod) {
+}
+
+func (x *tenancy) settings(clientsNeedTokens bool) func(*config.Pikod) {
+	return func(c *config.Pikod) {
 		c.Proxy.Rates.FailedAuthPerAddress = 0 // many attempts are what this is about
+		c.Proxy.EndpointWait = 0
 		c.Upstream.Auth, c.Admin.Auth = keyed(x.keys[""]), keyed(strings.Repeat("o", 32))
 		if clientsNeedTokens {
 			c.Proxy.Auth = keyed(x.keys[""])
@@ -35,16 +63,23 @@ func startTenancy(t *testing.T, clientsNeedTokens bool) *tenancy {
 			tenant.ID, tenant.Auth, tenant.Domains = id, keyed(x.keys[id]), []string{id + ".test"}
 			c.Upstream.Tenants = append(c.Upstream.Tenants, tenant)
 		}
-	})
+	}
+}
+
+// offer connects the agents to a node.
+func (x *tenancy) offer(t *testing.T, n *running) {
+	t.Helper()
 	for _, id := range []string{"", "a", "b"} {
-		agent, err := x.dial("service of <"+id+">", token(t, x.keys[id], inAnHour()), id)
+		agent, err := n.dial("service of <"+id+">", token(t, x.keys[id], inAnHour()), id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		agent.listen("web")
 		agent.listen("only-" + id + "x")
+		if err := agent.tryListen(tunnel.Listen{Endpoint: "tcp-" + id + "x", Protocol: tunnel.ProtocolTCP}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return x
 }
 
 // The ways in which tenant a tries to get at what is b's. Each is combined with each endpoint and each token.
@@ -71,38 +106,73 @@ func (x *tenancy) attempts(t *testing.T, hosts ...string) map[string][]string {
 	return ways
 }
 
-// Whatever a does, no byte of b's service reaches it, and it can't tell an endpoint of b's from one that is not there.
+// Whatever a does, no byte of b's service reaches it, and it can't tell an endpoint of b's from one that is not there: not
+// through the node that has b's agents, nor through another.
 func TestTenantsDoNotReachEachOther(t *testing.T) {
 	tried := 0
-	for _, tokens := range []bool{true, false} {
-		x := startTenancy(t, tokens)
-		hosts := []string{"web.a.test", "web.test", "127.0.0.1"}
-		if tokens {
-			hosts = append(hosts, "b.test", "web.b.test") // else whoever comes there is meant to reach b
-		}
-		for how, fields := range x.attempts(t, hosts...) {
-			for _, name := range []string{"web", "only-bx", "b/only-bx", "b%2fonly-bx", "only-bx.b.test", "ONLY-BX"} {
-				tried++
-				fields := append([]string{"X-Piko-Endpoint", name}, fields...)
-				got := x.askAs(t, fields)
-				if strings.Contains(got.body, "service of <b>") {
-					t.Errorf("%s, endpoint %q: reached b: %d %s", how, name, got.status, got.body)
+	for where, begin := range map[string]func(*testing.T, bool) *tenancy{"one node": startTenancy, "another node": startTenancyAcross} {
+		for _, tokens := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, tokens %v", where, tokens), func(t *testing.T) {
+				x := begin(t, tokens)
+				hosts := []string{"web.a.test", "web.test", "127.0.0.1"}
+				if tokens {
+					hosts = append(hosts, "b.test", "web.b.test") // else whoever comes there is meant to reach b
 				}
-				if !strings.Contains(strings.ToLower(name), "only-bx") {
-					continue
+				for how, fields := range x.attempts(t, hosts...) {
+					for _, name := range []string{"web", "only-bx", "b/only-bx", "b%2fonly-bx", "only-bx.b.test", "ONLY-BX"} {
+						tried++
+						x.tryToReach(t, how, name, fields)
+					}
+					for _, name := range []string{"tcp-bx", "b%2ftcp-bx", "TCP-BX"} {
+						tried++
+						if got := x.tcp(t, name, fields); strings.Contains(got, "service of <b>") {
+							t.Errorf("%s, endpoint %q by TCP: reached b: %s", how, name, got)
+						}
+					}
 				}
-				fields[1] = strings.NewReplacer("only-bx", "only-zx", "ONLY-BX", "ONLY-ZX").Replace(name)
-				if other := x.askAs(t, fields); other.status != got.status || other.body != got.body {
-					t.Errorf("%s: %q answers %d %s, and %q, which nobody has, %d %s",
-						how, name, got.status, got.body, fields[1], other.status, other.body)
-				}
-			}
+			})
 		}
 	}
 	if tried < 100 {
 		t.Errorf("only %d attempts", tried)
 	}
 	t.Logf("%d attempts", tried)
+}
+
+func (x *tenancy) tryToReach(t *testing.T, how, name string, fields []string) {
+	t.Helper()
+	fields = append([]string{"X-Piko-Endpoint", name}, fields...)
+	got := x.askAs(t, fields)
+	if strings.Contains(got.body, "service of <b>") {
+		t.Errorf("%s, endpoint %q: reached b: %d %s", how, name, got.status, got.body)
+	}
+	if !strings.Contains(strings.ToLower(name), "only-bx") {
+		return
+	}
+	fields[1] = strings.NewReplacer("only-bx", "only-zx", "ONLY-BX", "ONLY-ZX").Replace(name)
+	if other := x.askAs(t, fields); other.status != got.status || other.body != got.body {
+		t.Errorf("%s: %q answers %d %s, and %q, which nobody has, %d %s",
+			how, name, got.status, got.body, fields[1], other.status, other.body)
+	}
+}
+
+// tcp opens a TCP connection to an endpoint, asks its service who it is, and returns what it says; nothing if it is refused.
+func (x *tenancy) tcp(t *testing.T, name string, fields []string) string {
+	t.Helper()
+	header := http.Header{}
+	for i := 0; i < len(fields); i += 2 {
+		header.Add(fields[i], fields[i+1])
+	}
+	conn, _, err := websocket.Dial(t.Context(), x.url("proxy", "/_piko/v1/tcp/"+name), websocket.DialOptions{Header: header})
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	answer := make([]byte, 256)
+	n, _ := conn.Read(answer)
+	return string(answer[:n])
 }
 
 func (x *tenancy) askAs(t *testing.T, fields []string) answer {
@@ -135,6 +205,10 @@ func TestTenantsReachTheirOwn(t *testing.T) {
 				if got := x.askAs(t, fields); got.status != http.StatusOK || got.body != "service of <"+id+">" {
 					t.Errorf("tokens %v, %s of %s: %d %s", tokens, how, id, got.status, got.body)
 				}
+			}
+			fields := []string{"Host", "web." + id + ".test", "Authorization", bearer}
+			if got := x.tcp(t, "tcp-"+id+"x", fields); !strings.Contains(got, "service of <"+id+">") {
+				t.Errorf("tokens %v, %s by TCP: %q", tokens, id, got)
 			}
 			anonymous := x.askAs(t, []string{"Host", "web." + id + ".test"})
 			if want := map[bool]int{true: 401, false: 200}[tokens]; anonymous.status != want {
