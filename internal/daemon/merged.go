@@ -14,6 +14,9 @@ type merged struct {
 	start     sync.Once
 	stop      sync.Once
 	wg        sync.WaitGroup
+
+	mu   sync.Mutex // guards the following
+	left []net.Conn // accepted before Close, and not returned yet
 }
 
 type accepted struct {
@@ -25,7 +28,8 @@ func newMerged(ls []*socket) *merged {
 	return &merged{listeners: ls, accepted: make(chan accepted), done: make(chan struct{})}
 }
 
-// Accept returns the next connection of any of the sockets.
+// Accept returns the next connection of any of the sockets. As with a single socket, what was accepted when it is closed is
+// not lost: it is returned before the error that says so.
 func (m *merged) Accept() (net.Conn, error) {
 	m.start.Do(func() {
 		for _, l := range m.listeners {
@@ -36,8 +40,20 @@ func (m *merged) Accept() (net.Conn, error) {
 	case a := <-m.accepted:
 		return a.conn, a.err
 	case <-m.done:
+		m.wg.Wait() // all sockets are being closed
+		return m.last()
+	}
+}
+
+func (m *merged) last() (net.Conn, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.left) == 0 {
 		return nil, net.ErrClosed
 	}
+	conn := m.left[0]
+	m.left = m.left[1:]
+	return conn, nil
 }
 
 func (m *merged) acceptFrom(l *socket) {
@@ -50,7 +66,9 @@ func (m *merged) acceptFrom(l *socket) {
 		case m.accepted <- accepted{c, err}:
 		case <-m.done:
 			if c != nil {
-				_ = c.Close()
+				m.mu.Lock()
+				m.left = append(m.left, c)
+				m.mu.Unlock()
 			}
 			return
 		}
