@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"log"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -38,6 +40,7 @@ type Listener struct {
 
 	results chan result   // of handshakes and of accepting; never closed
 	closed  chan struct{} // closed by Close
+	quiet   chan struct{} // over TLS: closed when nothing is accepted any more
 	settled chan struct{} // closed by Retire when everything was handed over
 	wait    sync.WaitGroup
 
@@ -56,7 +59,8 @@ type result struct {
 // NewListener guards the connections that l accepts. It starts nothing; over TLS the first Accept does.
 func NewListener(l net.Listener, o Options) *Listener {
 	return &Listener{
-		Listener: l, o: o, results: make(chan result), closed: make(chan struct{}), settled: make(chan struct{}), pending: make(map[net.Conn]struct{}),
+		Listener: l, o: o, results: make(chan result), closed: make(chan struct{}), quiet: make(chan struct{}), settled: make(chan struct{}),
+		pending: make(map[net.Conn]struct{}),
 	}
 }
 
@@ -72,6 +76,17 @@ func (l *Listener) Retire() {
 	if first {
 		close(l.settled)
 	}
+}
+
+// Quiet is closed when nothing is accepted any more, though handshakes may go on. Without TLS it never is: there, that Accept
+// fails says the same.
+func (l *Listener) Quiet() <-chan struct{} { return l.quiet }
+
+// Pending returns the connections, as they were accepted, whose handshake is under way.
+func (l *Listener) Pending() []net.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.pending))
 }
 
 // Accept waits for a connection, and over TLS for the end of its handshake. No connection waits for the handshake of
@@ -110,6 +125,7 @@ func (l *Listener) begun() bool {
 }
 
 func (l *Listener) accept() {
+	defer close(l.quiet)
 	for {
 		conn, err := l.Listener.Accept()
 		switch {

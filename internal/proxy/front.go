@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pikoproxy/piko/internal/guard"
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
 // front is one listener, and what answers its connections.
@@ -34,11 +35,15 @@ type front struct {
 	conns   tracker // of clients' connections, whoever has them
 	wait    sync.WaitGroup
 
+	settling tracker // of plain connections that may end, or turn out to have a request
+	arriving tracker // of those handed over with a request that its handler has not got yet
+
 	closing atomic.Bool // idle connections are not wanted
 	retired atomic.Bool // the listener was closed, so answers are the last ones of their connections
 
-	mu    sync.Mutex // guards plain
-	plain map[*plainConn]struct{}
+	mu      sync.Mutex // guards the following
+	plain   map[*plainConn]struct{}
+	foreign map[net.Conn]struct{} // which arriving counts
 }
 
 // newFront prepares the serving of a listener, and starts net/http, which waits for what is handed over to it.
@@ -53,7 +58,7 @@ func (s *Server) newFront(ctx context.Context, e *edge, l net.Listener) (*front,
 	if s.life == nil {
 		s.life, s.kill = context.WithCancel(ctx)
 	}
-	f := &front{server: s, edge: e, plain: make(map[*plainConn]struct{}), over: make(chan struct{})}
+	f := &front{server: s, edge: e, over: make(chan struct{}), plain: make(map[*plainConn]struct{}), foreign: make(map[net.Conn]struct{})}
 	f.guarded = guard.NewListener(l, guard.Options{
 		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
 		HandshakeTimeout: e.limits.HandshakeTimeout, Rejected: s.handshakeFailed,
@@ -61,6 +66,8 @@ func (s *Server) newFront(ctx context.Context, e *edge, l net.Listener) (*front,
 	})
 	f.handed = &handover{addr: l.Addr(), conns: make(chan net.Conn), closed: make(chan struct{})}
 	f.conns.init()
+	f.settling.init()
+	f.arriving.init()
 	f.http = f.newHTTP(s.life)
 	f.wait.Go(func() { _ = f.http.Serve(f.handed) }) // ends when f.handed is closed, which is no error
 	s.fronts[f] = struct{}{}
@@ -82,7 +89,7 @@ func (f *front) newHTTP(life context.Context) *http.Server {
 		MaxHeaderBytes:    e.limits.MaxHeaderBytes,
 		ErrorLog:          f.server.errorLog,
 		BaseContext:       func(net.Listener) context.Context { return life },
-		ConnContext:       f.server.connContext,
+		ConnContext:       f.connContext,
 		ConnState:         f.countConns,
 		// No ReadTimeout and no WriteTimeout: they would cut long bodies and streams.
 		HTTP2: &http.HTTP2Config{
@@ -95,8 +102,9 @@ func (f *front) newHTTP(life context.Context) *http.Server {
 }
 
 // countConns is told by net/http of the lives of its connections.
-func (f *front) countConns(_ net.Conn, state http.ConnState) {
+func (f *front) countConns(c net.Conn, state http.ConnState) {
 	if state == http.StateClosed || state == http.StateHijacked {
+		f.arrived(c)
 		f.conns.done()
 	}
 }
@@ -154,12 +162,34 @@ func (f *front) forget(c *plainConn) {
 	f.mu.Unlock()
 }
 
+// handOver gives a connection to net/http with a request that is to be answered. Until a handler has it, nothing but this
+// count keeps net/http from being stopped, which would then close the connection.
+func (f *front) handOver(conn net.Conn) {
+	f.arriving.add()
+	f.mu.Lock()
+	f.foreign[conn] = struct{}{}
+	f.mu.Unlock()
+	f.hand(conn)
+}
+
+// arrived says that a handler of net/http has a request of a connection, or never will.
+func (f *front) arrived(conn net.Conn) {
+	f.mu.Lock()
+	_, waited := f.foreign[conn]
+	delete(f.foreign, conn)
+	f.mu.Unlock()
+	if waited {
+		f.arriving.done()
+	}
+}
+
 // hand gives a connection to net/http.
 func (f *front) hand(conn net.Conn) {
 	select {
 	case f.handed.conns <- conn:
 	case <-f.handed.closed:
 		_ = conn.Close()
+		f.arrived(conn)
 		f.conns.done()
 	}
 }
@@ -180,19 +210,35 @@ func (f *front) retire() {
 	})
 }
 
-// lastCall stops accepting, and lets everything go on for a moment, unless all connections end before.
+// lastCall stops accepting, and then lets everything go on for a moment, unless all connections end before. That moment
+// counts from when nothing is accepted any more, which may be late: the clients know of nothing when the processor has no
+// time for us.
 func (f *front) lastCall(ctx context.Context) {
-	moment, cancel := context.WithTimeout(ctx, lastCall)
-	defer cancel()
 	f.wait.Go(f.guarded.Retire)
 	select {
 	case <-f.over:
-	case <-moment.Done():
+	case <-f.guarded.Quiet():
+	case <-ctx.Done():
 	}
-	_ = f.conns.wait(moment) // those that are left are the concern of what follows
+	for f.moment(ctx) && ctx.Err() == nil && slices.ContainsFunc(f.guarded.Pending(), socket.Waiting) {
+		continue // these handshakes wait for us, and not for their clients
+	}
 }
 
-// shutdown ends idle connections, and waits for those of net/http until ctx ends.
+// moment lets everything go on for a moment, and reports whether handshakes were still under way at its end.
+func (f *front) moment(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, lastCall)
+	defer cancel()
+	select {
+	case <-f.over:
+		_ = f.conns.wait(ctx) // those that are left are the concern of what follows
+		return false
+	case <-ctx.Done():
+		return true
+	}
+}
+
+// shutdown ends idle connections, and waits for all others until ctx ends, whose error shows elsewhere.
 func (f *front) shutdown(ctx context.Context) {
 	_ = f.guarded.Close() // that it is closed is all that is wanted
 	<-f.over
@@ -200,10 +246,16 @@ func (f *front) shutdown(ctx context.Context) {
 	f.mu.Lock()
 	now := time.Now()
 	for c := range f.plain {
-		c.interruptIdle(now)
+		c.interrupt(now)
 	}
 	f.mu.Unlock()
-	_ = f.http.Shutdown(ctx) // its error is that of ctx, which shows elsewhere
+	_ = f.settling.wait(ctx)
+	// From here on net/http reads requests only to throw them away. Those that have come by then it must have begun with.
+	moment, cancel := context.WithTimeout(ctx, lastCall)
+	defer cancel()
+	_ = f.arriving.wait(moment)
+	_ = f.http.Shutdown(ctx)
+	_ = f.conns.wait(ctx)
 }
 
 // close cuts off what is left, and waits for it.

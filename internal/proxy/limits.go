@@ -212,7 +212,9 @@ type lifeOf struct {
 	asked    atomic.Int64
 	resets   atomic.Int64
 	leaving  leaver
-	luck     float64 // -1 to 1, so that connections made at one time do not end at one time
+	front    *front
+	arrived  atomic.Bool // a handler has got a request
+	luck     float64     // -1 to 1, so that connections made at one time do not end at one time
 }
 
 type lifeKey struct{}
@@ -224,8 +226,8 @@ const (
 )
 
 // connContext is told by net/http of each connection.
-func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	l := &lifeOf{conn: c, since: time.Now(), leaving: leaverOf(c)}
+func (f *front) connContext(ctx context.Context, c net.Conn) context.Context {
+	l := &lifeOf{conn: c, since: time.Now(), leaving: leaverOf(c), front: f}
 	l.luck = float64(l.since.UnixNano()%2001)/1000 - 1
 	return context.WithValue(guard.With(ctx, c), lifeKey{}, l)
 }

@@ -345,7 +345,7 @@ func TestFloodOfResets(t *testing.T) {
 			x := &exchange{server: server, settings: server.settings.Load()}
 			client, conn := net.Pipe()
 			defer client.Close()
-			ctx := server.connContext(t.Context(), conn)
+			ctx := (&front{server: server}).connContext(t.Context(), conn)
 			gone := false
 			for i := range 3 * floodResets {
 				x.r = (&http.Request{ProtoMajor: 2}).WithContext(ctx)

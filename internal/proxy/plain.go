@@ -73,6 +73,7 @@ func newPlainConn(f *front, conn net.Conn) *plainConn {
 		c.request.TLS = &state
 	}
 	c.body.c, c.w.c, c.watch.c = c, c, c
+	c.watch.deciding = true
 	return c
 }
 
@@ -83,20 +84,19 @@ func (c *plainConn) serve() {
 		stop()
 		c.cancel()
 		c.front.forget(c)
+		c.settle()
 	}()
 	timeout := c.front.edge.limits.ReadHeaderTimeout
 	for c.rest(timeout) {
 		h, err := c.guard.Next()
-		if c.rested() && isTimeout(err) {
-			// What came in the same moment is there, though the deadline has hidden it.
-			_ = c.guard.SetReadDeadline(time.Now().Add(time.Millisecond)) // fails only on a closed connection
+		if c.rested() && isTimeout(err) && c.hasMore() {
 			h, err = c.guard.Next()
 		}
 		if err != nil {
 			break
 		}
 		if h == nil || !c.fill(h) {
-			c.front.hand(c.conn)
+			c.front.handOver(c.conn)
 			return
 		}
 		c.guard.Take()
@@ -112,62 +112,6 @@ func (c *plainConn) serve() {
 
 // last reports whether an answer is the last one of the connection.
 func (c *plainConn) last() bool { return c.front.last() || c.leaving.ending() }
-
-// rest prepares the wait for a request, and reports false when none is wanted.
-func (c *plainConn) rest(timeout time.Duration) bool {
-	// A deadline that is a little later than it has to be need not be set for each request.
-	slack := min(time.Second, timeout/8)
-	now := time.Now()
-	if left := c.deadline.Sub(now); c.touched.Swap(false) || left < timeout || left > timeout+slack {
-		c.deadline = now.Add(timeout + slack)
-		if c.guard.SetReadDeadline(c.deadline) != nil {
-			return false
-		}
-	}
-	w := &c.watch
-	w.mu.Lock()
-	w.idle = true
-	w.mu.Unlock()
-	if c.front.closing.Load() {
-		c.interruptIdle(now)
-	}
-	return true
-}
-
-// rested ends the wait for a request, and reports whether it was interrupted.
-func (c *plainConn) rested() bool {
-	w := &c.watch
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.idle = false
-	if !w.interrupted {
-		return false
-	}
-	w.interrupted = false
-	c.touched.Store(true)
-	_ = c.guard.SetReadDeadline(time.Time{}) // fails only on a closed connection
-	return true
-}
-
-// interruptIdle ends the connection if it waits for a request and nothing of one has come. One that was accepted just now
-// has a moment to send its first.
-func (c *plainConn) interruptIdle(now time.Time) {
-	w := &c.watch
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.idle {
-		return
-	}
-	w.interrupted = true
-	until := past
-	if first := c.born.Add(lastCall); now.Before(first) {
-		until = first
-	}
-	_ = c.guard.SetReadDeadline(until) // fails only on a closed connection
-}
-
-// past is a deadline that ends what is waiting.
-var past = time.Unix(1, 0)
 
 // fill makes the head the connection's request. It reports false for what is left to net/http; nothing of the request
 // has been consumed then.
@@ -259,6 +203,7 @@ const (
 func (c *plainConn) answer() bool {
 	c.server.tracker.add()
 	defer c.server.tracker.done()
+	c.settle()
 	c.w.begin()
 	defer c.w.end()
 	if c.body.left == 0 {

@@ -189,6 +189,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor == 2 {
 		deepen(0)
 	}
+	if l, _ := r.Context().Value(lifeKey{}).(*lifeOf); l != nil && !l.arrived.Load() && !l.arrived.Swap(true) {
+		l.front.arrived(l.conn)
+	}
 	s.serve(w, r, nil) //nolint:contextcheck // the request carries its context
 }
 

@@ -5,3 +5,6 @@ package socket
 import "net"
 
 func wrap(net.Conn) net.Conn { return nil }
+
+// Waiting reports true: there is no way to know.
+func Waiting(net.Conn) bool { return true }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -266,5 +267,50 @@ func TestNothingIsAllocated(t *testing.T) {
 	})
 	if n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// layer is a connection above another.
+type layer struct{ net.Conn }
+
+func (l layer) NetConn() net.Conn { return l.Conn }
+
+func TestWaitingTellsWhatAReadWouldFind(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		a, b := pair(t, network)
+		c := layer{account{layer{wrapped(t, b)}}}
+		if Waiting(c) {
+			t.Errorf("%s: nothing has come", network)
+		}
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		// Neither is hidden by a deadline that has passed, nor taken.
+		if err := b.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			t.Fatal(err)
+		}
+		for !Waiting(c) { // over TCP it may take a moment
+			runtime.Gosched()
+		}
+		if err := b.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
+			t.Errorf("%s: %d bytes, %v", network, n, err)
+		}
+		if Waiting(c) {
+			t.Errorf("%s: all was read", network)
+		}
+		_ = a.Close()
+		for !Waiting(c) { // the end
+			runtime.Gosched()
+		}
+		_ = b.Close()
+		if !Waiting(c) {
+			t.Errorf("%s: a read of a closed connection would not wait", network)
+		}
+	}
+	if near, _ := net.Pipe(); !Waiting(near) {
+		t.Error("what is no socket can't be asked")
 	}
 }

@@ -118,6 +118,35 @@ func (d *direction) write(fd uintptr) bool {
 	return true
 }
 
+// Waiting reports whether a read of conn would have something to return: bytes have come, or their end. It takes nothing of
+// it, and asks the socket below all layers that tell what is below them by a method NetConn() [net.Conn]; what they
+// hold themselves it does not know of. Deadlines do not matter. If there is no open socket to ask, it reports true.
+func Waiting(conn net.Conn) bool {
+	below := Bare(conn)
+	for {
+		layer, ok := below.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		below = Bare(layer.NetConn())
+	}
+	s, ok := below.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var look error
+	err = raw.Control(func(fd uintptr) {
+		for look = syscall.EINTR; errors.Is(look, syscall.EINTR); {
+			_, _, look = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+		}
+	})
+	return err != nil || !errors.Is(look, syscall.EAGAIN)
+}
+
 // Read implements [net.Conn].
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
