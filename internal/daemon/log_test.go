@@ -7,10 +7,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode"
 
@@ -229,6 +231,43 @@ func TestStuckReaderStopsNobody(t *testing.T) {
 	if n := strings.Count(out.String(), "xxx\n"); n != logBuffer/1024+1 {
 		t.Errorf("%d lines written, want %d", n, logBuffer/1024+1)
 	}
+}
+
+// TestLinesShareWrites sees which lines are written at once, and which wait for others to come.
+func TestLinesShareWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var times []time.Duration
+		var sizes []int
+		began := time.Now()
+		a := newAsync(writes(func(b []byte) {
+			times, sizes = append(times, time.Since(began)), append(sizes, len(b))
+		}), func(int) []byte { return nil })
+		line := make([]byte, 1<<10)
+		put(t, a, line) // the first after silence: at once
+		synctest.Wait()
+		put(t, a, line) // the next ones: together, after a pause
+		put(t, a, line)
+		time.Sleep(logPause)
+		synctest.Wait()
+		for range logFull >> 10 { // enough for a write of its own
+			put(t, a, line)
+		}
+		synctest.Wait()
+		put(t, a, line)
+		a.Close(time.Minute) // waits for nothing but the write
+		want := []time.Duration{0, logPause, logPause, logPause}
+		if !slices.Equal(times, want) || !slices.Equal(sizes, []int{1 << 10, 2 << 10, logFull, 1 << 10}) {
+			t.Errorf("%d bytes at %v, want four writes at %v", sizes, times, want)
+		}
+	})
+}
+
+// writes is a writer that is told what is written.
+type writes func(b []byte)
+
+func (w writes) Write(b []byte) (int, error) {
+	w(b)
+	return len(b), nil
 }
 
 func TestCloseFlushes(t *testing.T) {

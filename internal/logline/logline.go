@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 )
@@ -29,6 +30,7 @@ type Record interface {
 type Line struct {
 	b    []byte
 	json bool
+	clock
 }
 
 var lines = sync.Pool{New: func() any { return new(Line) }}
@@ -69,22 +71,22 @@ func (f *Formatter) Format(e *logrus.Entry) ([]byte, error) {
 	if buf == nil {
 		buf = new(bytes.Buffer)
 	}
+	l := lines.Get().(*Line)
 	b := buf.AvailableBuffer()
 	if f.Journal {
 		b = append(b, '<', priority(e.Level), '>')
 	}
 	if f.JSON {
-		b = f.appendJSON(b, e)
+		b = f.appendJSON(b, e, &l.clock)
 	} else {
-		b = f.appendText(b, e)
+		b = f.appendText(b, e, &l.clock)
 	}
 	if r, ok := e.Context.(Record); ok {
-		l := lines.Get().(*Line)
 		l.b, l.json = b, f.JSON
 		r.AppendTo(l)
 		b, l.b = l.b, nil
-		lines.Put(l)
 	}
+	lines.Put(l)
 	if f.JSON {
 		b = append(b, '}')
 	}
@@ -112,10 +114,37 @@ func priority(l logrus.Level) byte {
 // timeFormat has milliseconds and always the same width.
 const timeFormat = "2006-01-02T15:04:05.000Z07:00"
 
-func (f *Formatter) appendText(b []byte, e *logrus.Entry) []byte {
+// clock writes times in timeFormat. It remembers the last one: most lines are of the same second as the line before.
+type clock struct {
+	second int64
+	place  *time.Location
+	text   []byte // empty: nothing is remembered
+}
+
+// millis is where the milliseconds stand in timeFormat.
+const millis = len("2006-01-02T15:04:05.")
+
+func (c *clock) append(b []byte, t time.Time) []byte {
+	if second, place := t.Unix(), t.Location(); second != c.second || place != c.place || len(c.text) == 0 {
+		c.second, c.place, c.text = second, place, t.AppendFormat(c.text[:0], timeFormat)
+	}
+	if len(c.text) < millis+3 || c.text[millis-1] != '.' {
+		return t.AppendFormat(b, timeFormat) // a year of more than four digits
+	}
+	n := len(b) + millis
+	b = append(b, c.text...)
+	ms := t.Nanosecond() / int(time.Millisecond)
+	b[n], b[n+1], b[n+2] = digit(ms/100), digit(ms/10), digit(ms)
+	return b
+}
+
+// digit is the last one of n.
+func digit(n int) byte { return "0123456789"[n%10] }
+
+func (f *Formatter) appendText(b []byte, e *logrus.Entry, c *clock) []byte {
 	if !f.Journal {
 		b = append(b, "time="...)
-		b = append(e.Time.AppendFormat(b, timeFormat), ' ')
+		b = append(c.append(b, e.Time), ' ')
 	}
 	b = append(append(b, "level="...), levelName(e.Level)...)
 	b = AppendValue(append(b, " msg="...), e.Message)
@@ -126,11 +155,11 @@ func (f *Formatter) appendText(b []byte, e *logrus.Entry) []byte {
 	return b
 }
 
-func (f *Formatter) appendJSON(b []byte, e *logrus.Entry) []byte {
+func (f *Formatter) appendJSON(b []byte, e *logrus.Entry, c *clock) []byte {
 	b = append(b, '{')
 	if !f.Journal {
 		b = append(b, `"time":"`...)
-		b = append(e.Time.AppendFormat(b, timeFormat), '"', ',')
+		b = append(c.append(b, e.Time), '"', ',')
 	}
 	b = append(append(b, `"level":"`...), levelName(e.Level)...)
 	b = AppendQuoted(append(b, `","msg":`...), e.Message)

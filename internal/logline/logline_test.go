@@ -70,6 +70,24 @@ func TestRecordWritesItsFields(t *testing.T) {
 	}
 }
 
+func TestTimesAreRightWhateverTheLineBeforeWas(t *testing.T) {
+	east := time.FixedZone("", 5*3600+1800)
+	times := []time.Time{
+		time.Date(2026, 8, 22, 10, 0, 0, 7e6, time.UTC), time.Date(2026, 8, 22, 10, 0, 0, 999_999_999, time.UTC),
+		time.Date(2026, 8, 22, 15, 30, 0, 0, east), time.Date(2026, 8, 22, 10, 0, 1, 1e6, time.UTC),
+		time.Date(2026, 8, 22, 10, 0, 1, 120e6, time.UTC), time.Date(12026, 8, 22, 10, 0, 1, 123e6, time.UTC),
+		time.Date(12026, 8, 22, 10, 0, 1, 124e6, time.UTC), time.Unix(0, 5e6).UTC(), {},
+	}
+	f := &logline.Formatter{}
+	for _, at := range append(times, times...) {
+		line, err := f.Format(&logrus.Entry{Time: at, Level: logrus.InfoLevel})
+		want := "time=" + at.Format("2006-01-02T15:04:05.000Z07:00") + " "
+		if err != nil || !bytes.HasPrefix(line, []byte(want)) {
+			t.Errorf("%s, want %s", line, want)
+		}
+	}
+}
+
 type sink struct{}
 
 func (sink) Write(p []byte) (int, error) { return len(p), nil }

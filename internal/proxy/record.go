@@ -65,6 +65,9 @@ func (s *Server) finish(rec *record) {
 	}
 	rec.took = took
 	rec.entry = logrus.Entry{Logger: s.access, Context: rec}
+	if took < time.Second { // else the clock may have been set meanwhile
+		rec.entry.Time = rec.began.Add(took)
+	}
 	rec.entry.Log(logrus.InfoLevel, "request")
 }
 
