@@ -110,12 +110,8 @@ func newSocketTrier(conn net.Conn) *socketTrier {
 
 // attempt writes to fd once.
 func (t *socketTrier) attempt(fd uintptr) bool {
-	for {
-		t.n, t.err = syscall.Write(int(fd), t.data)
-		if !errors.Is(t.err, syscall.EINTR) {
-			return true
-		}
-	}
+	t.n, t.err = socket.Write(fd, t.data)
+	return true
 }
 
 // write returns how much of p the socket has taken at once, and what it was told.
@@ -126,5 +122,5 @@ func (t *socketTrier) write(p []byte) (int, error) {
 	if err == nil {
 		err = t.err
 	}
-	return max(t.n, 0), err
+	return t.n, err
 }

@@ -17,7 +17,7 @@ func TestBuffersGrowWhileFullAndShrink(t *testing.T) {
 		{"a little", 0, 100, 0, 0},
 		{"full", 0, 4 << 10, 1, 1},
 		{"full again", 1, 16 << 10, 2, 2},
-		{"largest full", 3, 256 << 10, 3, 3},
+		{"largest full", 3, 128 << 10, 3, 3},
 		{"half", 2, 40 << 10, 2, restingClass},
 		{"less than the class below", 2, 16 << 10, 1, 1},
 		{"a little in the largest", 3, 1, 2, restingClass},

@@ -11,13 +11,22 @@ import (
 	"syscall"
 )
 
-// most is how many bytes a call copies that the runtime is not told of.
+// most is how many bytes a call copies at most.
 const most = 128 << 10
 
 // Read reads from a socket that does not block, as the functions do that [syscall.RawConn] calls. It is read(2), but for
-// signals: the error is never EINTR.
+// signals: the error is never EINTR. It reads no more than 128 KiB.
 func Read(fd uintptr, p []byte) (int, error) {
 	n, errno := readFrom(fd, p)
+	if errno != 0 {
+		return 0, errno
+	}
+	return n, nil
+}
+
+// Write is likewise write(2). It writes no more than 128 KiB.
+func Write(fd uintptr, p []byte) (int, error) {
+	n, errno := writeTo(fd, p)
 	if errno != 0 {
 		return 0, errno
 	}

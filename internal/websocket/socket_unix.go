@@ -92,14 +92,8 @@ func newNudge(conn net.Conn) *nudge {
 
 // attempt writes to fd once.
 func (w *nudge) attempt(fd uintptr) bool {
-	for {
-		n, err := syscall.Write(int(fd), w.data)
-		if errors.Is(err, syscall.EINTR) {
-			continue
-		}
-		w.n = max(n, 0)
-		return true
-	}
+	w.n, _ = kernel.Write(fd, w.data)
+	return true
 }
 
 // write returns how much of p the socket has taken at once.
