@@ -70,7 +70,7 @@ func (p *Peers) welcome(w http.ResponseWriter, r *http.Request) {
 	defer p.leave(g)
 	s, err := tunnel.AcceptPeer(w, r, identity(p.o.Node), tunnel.DialOptions{
 		HandshakeTimeout: handshakeTimeout, Heartbeat: pingInterval, Dead: deadAfter, MaxUnaccepted: unaccepted,
-		OnMessage: g.hear,
+		OnMessage: g.hear, Unread: p.o.Unread,
 	})
 	if err != nil {
 		log.WithError(err).Debug("handshake of a peer failed")

@@ -46,7 +46,7 @@ type Conn interface {
 	Reset() error
 }
 
-// Options are what [NewPeers] needs. All but Registerer and ErrorLog must be set.
+// Options are what [NewPeers] needs. All but Unread, Registerer and ErrorLog must be set.
 type Options struct {
 	// Node is this node. Its state is the one that it starts with; see SetState.
 	Node Node
@@ -59,6 +59,8 @@ type Options struct {
 	// Open opens a stream for a peer, to an upstream on this node and to no other. Header.Endpoint holds the router's key.
 	// An error that wraps a [*tunnel.RefusedError] is passed on to the peer.
 	Open func(ctx context.Context, peer string, h tunnel.Header) (Conn, error)
+	// Unread is the account that all sessions are on; nil: none.
+	Unread *tunnel.Unread
 	// Sessions counts the sessions of agents on this node.
 	Sessions   func() int
 	Log        logrus.FieldLogger
@@ -296,7 +298,9 @@ func (p *Peers) dial(ctx context.Context, n Node, hear func(*tunnel.Session, str
 		URL: "https://" + addr, TLS: c, HandshakeTimeout: handshakeTimeout, Proxy: direct,
 		Header: http.Header{tunnel.HeaderNode: {identity(self)}, headerCluster: {p.o.Cluster}},
 		Hello:  tunnel.Hello{AgentID: self.ID, InstanceID: self.Incarnation},
-	}, tunnel.NodeOptions{NodeID: p.o.Node.ID, MaxStreams: peerStreams, OpenTimeout: openTimeout, OnMessage: hear})
+	}, tunnel.NodeOptions{
+		NodeID: p.o.Node.ID, MaxStreams: peerStreams, OpenTimeout: openTimeout, OnMessage: hear, Unread: p.o.Unread,
+	})
 	if err != nil {
 		return nil, err
 	}

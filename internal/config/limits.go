@@ -96,6 +96,11 @@ type UpstreamLimits struct {
 	MaxSessionsPerSubject int `toml:"max_sessions_per_subject" reload:"live" min:"0"`
 	// Most sessions on this node that offer the same endpoint. 0: no limit.
 	MaxSessionsPerEndpoint int `toml:"max_sessions_per_endpoint" reload:"live" min:"0"`
+	// Most bytes that have come over all sessions of this node, those with other nodes included, and that nobody has read
+	// yet. While there are more, requests and connections of clients get 503; from half of it on each stream may have
+	// only 256 KiB on its way. One session may hold 64 MiB in any case. 0B: half of `memory_limit`, or of what that stands
+	// for.
+	MaxUnreadBytes Size `toml:"max_unread_bytes" reload:"live"`
 	// Most endpoints of one tenant on this node. 0: no limit.
 	MaxEndpointsPerTenant int `toml:"max_endpoints_per_tenant" reload:"live" min:"0"`
 	// Sessions that agents from one address may ask for each second. After a failure of the network a fleet behind one

@@ -9,9 +9,11 @@ type Pikod struct {
 	// How long a stopping node goes on serving as before after it has reported itself not ready, so that load balancers
 	// look elsewhere first. Set it to a little more than the interval of the balancer's health check.
 	DrainNotice Duration `toml:"drain_notice" reload:"live"`
-	// How much memory the process may hold. Garbage is collected more often from 80 % of it on, and nothing new is taken
-	// from 90 %. 0B: what the control group of the process allows, as in a container or by MemoryMax of systemd, if
-	// anything.
+	// How much memory the process may hold. Garbage is collected more often from 80 % of it on. From 90 % on nothing new is
+	// taken: requests of clients and sessions of agents get 503. From 95 % on connections of clients that carry nothing are
+	// closed, and no new ones accepted. 0B: what the control group of the process allows, as in a container or by MemoryMax
+	// of systemd; where that says nothing, a quarter more than GOMEMLIMIT in the environment; else no limit. The garbage
+	// collector heeds GOMEMLIMIT, if that is set, instead of the 80 %.
 	MemoryLimit Size `toml:"memory_limit" reload:"live"`
 	// What is logged, and how.
 	Log Log `toml:"log"`

@@ -208,6 +208,11 @@ var (
 		"This node is at one of its limits",
 		"The node holds as many connections, streams or bytes of memory as it may.",
 		"Add nodes, or raise the limit that the log names."}
+	TooMuchUnread = Fault{"PIKO-E5004", http.StatusServiceUnavailable, "limit reached",
+		"Too much waits to be read",
+		"What has come from agents faster than clients read it, or from clients faster than agents do, fills as much memory " +
+			"as upstream.limits.max_unread_bytes allows.",
+		"Try again. Find the clients that read slowly, add nodes or memory, or raise the limit."}
 )
 
 // Why an agent's session or registration is refused.

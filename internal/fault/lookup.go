@@ -13,7 +13,7 @@ func All() []Fault {
 		EndpointNotPermitted, AuthUnavailable, TooManyFailures,
 		NoUpstreams, Overloaded,
 		UpstreamUnreachable, ServiceUnreachable, UpstreamBroke, UpstreamTimeout, InvalidResponse, UnexpectedUpgrade,
-		Draining, Internal, AtLimit,
+		Draining, Internal, AtLimit, TooMuchUnread,
 		TooManySessions, TooManyRegistrations, UnsupportedVersion,
 	}
 }

@@ -288,6 +288,13 @@ func (c *Conn) headLimitLocked() time.Time {
 	return c.began.Add(c.listener.o.HeaderTimeout)
 }
 
+// Begun reports whether a part of a head has come, but not all of it.
+func (c *Conn) Begun() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.began.IsZero()
+}
+
 // SetReadDeadline is that of the connection, except that a head must always arrive within its time.
 func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -349,61 +348,6 @@ func TestEveryFaultHasAReason(t *testing.T) {
 	}
 }
 
-func TestGroupLimit(t *testing.T) {
-	root := t.TempDir()
-	write := func(name, text string) string {
-		t.Helper()
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	write("v2/system.slice/memory.max", "2000000\n")
-	write("v2/system.slice/pikod.service/memory.max", "max\n")
-	write("v2/other/memory.max", "1000\n")
-	write("v1/memory/docker/abc/memory.limit_in_bytes", "3000000\n")
-	write("v1/memory/memory.limit_in_bytes", "9223372036854771712\n")
-	for _, c := range []struct {
-		name, self, root string
-		want             int64
-	}{
-		{"version 2, of a parent", write("a", "0::/system.slice/pikod.service\n"), "v2", 2000000},
-		{"version 2, none", write("b", "0::/\n"), "v2", 0},
-		{"version 1", write("c", "5:cpu:/docker/abc\n4:memory:/docker/abc\n"), "v1", 3000000},
-		{"version 1, none", write("d", "4:memory:/\n"), "v1", 0},
-		{"no groups", filepath.Join(root, "absent"), "v2", 0},
-	} {
-		if got := groupLimit(c.self, filepath.Join(root, c.root)); got != c.want {
-			t.Errorf("%s: %d, want %d", c.name, got, c.want)
-		}
-	}
-}
-
-func TestMemoryIsFullAt90Percent(t *testing.T) {
-	t.Setenv("GOMEMLIMIT", "off") // the test's own process is none of its business
-	m := NewMemory()
-	held := int64(0)
-	m.used = func() int64 { return held }
-	m.Apply(1000)
-	for _, c := range []struct {
-		held int64
-		full bool
-	}{{899, false}, {900, true}, {2000, true}, {100, false}} {
-		held = c.held
-		m.look()
-		if m.Full() != c.full {
-			t.Errorf("full with %d of 1000 bytes: %v", c.held, m.Full())
-		}
-	}
-	if heldMemory() < 1<<20 {
-		t.Error("the process holds nothing")
-	}
-}
-
 // The other end reads nothing: the kernel gives up, under whatever layers are on top, until the limit is lifted.
 func TestNoProgress(t *testing.T) {
 	raw, err := net.Listen("tcp", "127.0.0.1:0")
@@ -521,43 +465,3 @@ func TestLeastRateOfReading(t *testing.T) {
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
-
-func TestMemoryIsGivenBackAfterABurst(t *testing.T) {
-	m := NewMemory()
-	cycles, held, freed := uint64(1), int64(restEnough), 0
-	m.cycles, m.used = func() uint64 { return cycles }, func() int64 { return held }
-	m.free = func() { freed++; cycles += 2 }
-	tasks := 100
-	m.tasks = func() int { return tasks }
-	now := time.Now()
-	step := func(d time.Duration, want int, when string) {
-		t.Helper()
-		now = now.Add(d)
-		if m.rest(now); freed != want {
-			t.Errorf("%s: given back %d times, want %d", when, freed, want)
-		}
-	}
-	step(0, 0, "at first")
-	step(restAfter-1, 0, "a moment early")
-	cycles++
-	step(1, 0, "garbage was collected")
-	step(restAfter, 1, "rest")
-	step(restAfter, 1, "more rest")
-	cycles++
-	step(0, 1, "another burst")
-	held--
-	step(restAfter, 1, "too little is held")
-	held++
-	step(0, 2, "rest again")
-	tasks = 50
-	step(restAfter, 2, "half of all has ended")
-	tasks = 49
-	step(0, 2, "more than half has ended")
-	step(restAfter, 3, "rest without a collection")
-	if before := collections(); before == 0 {
-		giveBack()
-		if collections() <= before {
-			t.Error("no garbage is collected")
-		}
-	}
-}

@@ -17,16 +17,29 @@ const (
 	memoryEvery = 500 * time.Millisecond
 	softShare   = 0.8 // of what the process may have: the garbage collector works harder from here
 	fullShare   = 0.9 // nothing new is taken from here
+	shortShare  = 0.95
 
 	restAfter  = 10 * time.Second // without a collection of garbage a burst is over
 	restEnough = 64 << 20         // what is held below this is not worth the work
 )
 
+// Pressure is how much of the memory that it may hold the process holds.
+type Pressure int32
+
+// The degrees of pressure.
+const (
+	Enough Pressure = iota
+	Full            // 90 %: nothing new is taken
+	Short           // 95 %: what rests is given up too, and nobody is let in to be told so
+)
+
+func (p Pressure) String() string { return [...]string{"enough", "full", "short"}[p] }
+
 // Memory watches how much memory the process holds of what it may hold.
 type Memory struct {
-	limit atomic.Int64 // 0: none
-	used  func() int64
-	full  atomic.Bool
+	limit    atomic.Int64 // 0: none
+	used     func() int64
+	pressure atomic.Int32
 
 	// What a burst has left behind, the garbage collector finds when as much again was allocated, or after two minutes,
 	// and the system gets it back later still. So it is made to look as soon as there is rest, once.
@@ -44,14 +57,18 @@ func NewMemory() *Memory {
 	return &Memory{used: heldMemory, cycles: collections, free: giveBack, tasks: runtime.NumGoroutine}
 }
 
-// Apply sets how many bytes the process may hold; 0 means what the control group of the process says, if anything. The
-// garbage collector is told to stay below 80 % of it, unless GOMEMLIMIT is set in the environment, whose author knows
-// better.
+// Apply sets how many bytes the process may hold; 0 means what the control group of the process says, or if that says
+// nothing, so much that GOMEMLIMIT is 80 % of it; without that either there is no limit. The garbage collector is told to
+// stay below 80 %, unless GOMEMLIMIT is set in the environment, whose author knows better.
 func (m *Memory) Apply(limit int64) {
+	own := os.Getenv("GOMEMLIMIT") != ""
 	if limit <= 0 {
 		limit = groupLimit("/proc/self/cgroup", "/sys/fs/cgroup")
 	}
-	if m.limit.Swap(limit) == limit || os.Getenv("GOMEMLIMIT") != "" {
+	if limit <= 0 && own {
+		limit = limitAbove(debug.SetMemoryLimit(-1))
+	}
+	if m.limit.Swap(limit) == limit || own {
 		return
 	}
 	soft := int64(math.MaxInt64)
@@ -64,15 +81,33 @@ func (m *Memory) Apply(limit int64) {
 // Limit is how many bytes the process may hold; 0: as many as there are.
 func (m *Memory) Limit() int64 { return m.limit.Load() }
 
-// Full reports whether nothing new is to be taken, since the process holds 90 % of what it may.
-func (m *Memory) Full() bool { return m.full.Load() }
+// limitAbove is the limit that a soft one, as in GOMEMLIMIT, belongs to; 0: none.
+func limitAbove(soft int64) int64 {
+	if soft <= 0 || soft == math.MaxInt64 {
+		return 0
+	}
+	return int64(float64(soft) / softShare)
+}
 
-// Run looks again and again until ctx ends.
-func (m *Memory) Run(ctx context.Context) error {
+// Pressure is what the last look has found.
+func (m *Memory) Pressure() Pressure { return Pressure(m.pressure.Load()) }
+
+// Full reports whether nothing new is to be taken, since the process holds 90 % of what it may.
+func (m *Memory) Full() bool { return m.Pressure() >= Full }
+
+// Short reports whether not even those are to be let in who would be told that nothing is taken, since the process holds
+// 95 % of what it may.
+func (m *Memory) Short() bool { return m.Pressure() >= Short }
+
+// Run looks again and again until ctx ends. Each look tells what it has found; nil: nobody wants to know.
+func (m *Memory) Run(ctx context.Context, told func(Pressure)) error {
 	tick := time.NewTicker(memoryEvery)
 	defer tick.Stop()
 	for {
 		m.look()
+		if told != nil {
+			told(m.Pressure())
+		}
 		m.rest(time.Now())
 		select {
 		case <-ctx.Done():
@@ -83,8 +118,16 @@ func (m *Memory) Run(ctx context.Context) error {
 }
 
 func (m *Memory) look() {
-	limit := m.limit.Load()
-	m.full.Store(limit > 0 && float64(m.used()) >= float64(limit)*fullShare)
+	limit, p := m.limit.Load(), Enough
+	if limit > 0 {
+		switch share := float64(m.used()) / float64(limit); {
+		case share >= shortShare:
+			p = Short
+		case share >= fullShare:
+			p = Full
+		}
+	}
+	m.pressure.Store(int32(p))
 }
 
 // rest gives memory back when nothing much has happened for a while.

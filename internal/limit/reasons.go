@@ -39,6 +39,7 @@ var reasons = map[string]Reason{
 	fault.TooManyFailures.Code:      AuthRate,
 	fault.Overloaded.Code:           Overload,
 	fault.AtLimit.Code:              OutOfMemory,
+	fault.TooMuchUnread.Code:        Unread,
 	fault.UpstreamTimeout.Code:      SlowService,
 	fault.InvalidResponse.Code:      BadResponse,
 	fault.UnexpectedUpgrade.Code:    BadResponse,

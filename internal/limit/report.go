@@ -25,6 +25,8 @@ const (
 	Connections        Reason = "connections"            // of the listener
 	AddressConnections Reason = "address_connections"    // of one address
 	OutOfMemory        Reason = "memory"                 // of the process
+	Resting            Reason = "memory_idle"            // a connection that carried nothing when memory was short
+	Unread             Reason = "unread"                 // what came over all sessions and nobody has read
 	Handshake          Reason = "tls_handshake"          // failed, or took too long
 	AddressRate        Reason = "address_rate"           // requests of one client
 	EndpointRate       Reason = "endpoint_rate"          // requests for one endpoint

@@ -41,6 +41,8 @@ type front struct {
 	closing atomic.Bool // idle connections are not wanted
 	retired atomic.Bool // the listener was closed, so answers are the last ones of their connections
 
+	waiting sync.Map // net.Conn -> *resting: the connections of net/http
+
 	mu      sync.Mutex // guards the following
 	plain   map[*plainConn]struct{}
 	foreign map[net.Conn]struct{} // which arriving counts
@@ -103,6 +105,7 @@ func (f *front) newHTTP(life context.Context) *http.Server {
 
 // countConns is told by net/http of the lives of its connections.
 func (f *front) countConns(c net.Conn, state http.ConnState) {
+	f.noteRest(c, state)
 	if state == http.StateClosed || state == http.StateHijacked {
 		f.arrived(c)
 		f.conns.done()

@@ -26,7 +26,7 @@ func (c *plainConn) rest(timeout time.Duration) bool {
 	}
 	w := &c.watch
 	w.mu.Lock()
-	w.idle, w.deciding = true, false
+	w.idle, w.since, w.deciding = true, now, false
 	w.mu.Unlock()
 	if c.front.closing.Load() {
 		c.interrupt(now)

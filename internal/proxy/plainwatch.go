@@ -19,6 +19,7 @@ type watch struct {
 	mu          sync.Mutex // guards the following
 	busy        bool       // the request was read, and is being answered
 	idle        bool       // the connection waits for a request
+	since       time.Time  // when that wait began
 	deciding    bool       // it has read something, and it is not known yet who answers
 	settling    bool       // somebody waits until it answers or ends
 	interrupted bool       // by us, so that it is not the client's doing when a read ends

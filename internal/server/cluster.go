@@ -63,7 +63,7 @@ func newMembership(s *Server, routing *router.Options) (*membership, error) {
 	}
 	m.peers, err = cluster.NewPeers(cluster.Options{
 		Node: m.node, Cluster: c.Cluster.Name, Local: m.local, Table: m.table, Server: server, Client: client,
-		Open: m.open, Sessions: s.sessions.len, Log: s.o.Log, ErrorLog: s.o.ErrorLog, Registerer: s.registry,
+		Open: m.open, Unread: s.limits.unread, Sessions: s.sessions.len, Log: s.o.Log, ErrorLog: s.o.ErrorLog, Registerer: s.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -122,6 +122,9 @@ func (p peer) Open(ctx context.Context, h tunnel.Header) (router.Conn, error) {
 
 // open is all that a stream of a peer can reach: the agents of this node.
 func (m *membership) open(ctx context.Context, peer string, h tunnel.Header) (cluster.Conn, error) {
+	if m.server.limits.memory.Full() {
+		return nil, &tunnel.RefusedError{Code: tunnel.CodeOverloaded, Reason: "the node is short of memory"}
+	}
 	s, err := m.server.router.OpenLocal(ctx, peer, h)
 	if err != nil {
 		return nil, err

@@ -149,7 +149,7 @@ var effects = []effect{
 var elsewhere = map[string]string{
 	"drain_timeout": "TestADrainEndsAtItsDeadline", // read when the drain begins
 	"drain_notice":  "TestTheNoticeChangesReadinessOnly",
-	"memory_limit":  "TestMemoryOfTheCgroup",
+	"memory_limit":  "TestWhatIsNewIsRefusedWhenMemoryIsShort",
 	"log.":          "TestLevelAndFormatChangeLive",
 
 	"proxy.listen": "TestReloadMovesListenersAndLetsConnectionsLive", "upstream.listen": "TestReloadMovesListenersAndLetsConnectionsLive",
@@ -164,6 +164,7 @@ var elsewhere = map[string]string{
 	"proxy.endpoints[]": "TestRequestsOverALimitAreTurnedAway", "proxy.http2.": "TestConnectionsOfHTTP2HaveAnEnd",
 
 	"upstream.allow_unauthenticated": "TestOpenListenersAreCountedAndLogged", "upstream.limits.": "TestSessionsOverALimitAreRefused",
+	"upstream.limits.max_unread_bytes":   "TestRequestsAreRefusedWhenTooMuchIsUnread",
 	"upstream.max_endpoints_per_session": "TestWhyAnEndpointIsRefused", "upstream.max_streams_per_session": "TestSessionsOverALimitAreRefused",
 	"upstream.rebalance.": "TestSurplus",
 

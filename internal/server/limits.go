@@ -1,6 +1,8 @@
 package server
 
 import (
+	"cmp"
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/proxy"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/tunnel"
 )
 
 const (
@@ -31,6 +34,7 @@ const (
 type limits struct {
 	report   *limit.Reporter
 	memory   *limit.Memory
+	unread   *tunnel.Unread         // of all sessions
 	gates    map[string]*limit.Gate // by listener
 	clients  *limit.Requests
 	attempts *limit.Buckets // of agents to open sessions
@@ -39,11 +43,11 @@ type limits struct {
 
 func newLimits(c *config.Pikod, log logrus.FieldLogger, reg prometheus.Registerer) *limits {
 	l := &limits{
-		report: limit.NewReporter(log, reg), memory: limit.NewMemory(), gates: map[string]*limit.Gate{},
+		report: limit.NewReporter(log, reg), memory: limit.NewMemory(), unread: new(tunnel.Unread), gates: map[string]*limit.Gate{},
 		clients: limit.NewRequests(proxy.RequestLimits(c.Proxy)), attempts: limit.NewBuckets(), strikes: limit.NewBuckets(),
 	}
 	for name, s := range gateSettings(c) {
-		full := l.memory.Full
+		full := l.memory.Short // before that clients are told
 		if name == adminListener || name == clusterListener {
 			full = nil // operators must see what is going on, and without its peers a node would only do worse
 		}
@@ -55,17 +59,39 @@ func newLimits(c *config.Pikod, log logrus.FieldLogger, reg prometheus.Registere
 	}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "piko_server_memory_limit_bytes", Help: "How much memory the process may hold; 0: no limit.",
-	}, func() float64 { return float64(l.memory.Limit()) }))
+	}, func() float64 { return float64(l.memory.Limit()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "piko_tunnel_unread_bytes", Help: "Bytes that have come over sessions and that nobody has read yet.",
+	}, func() float64 { return float64(l.unread.Held()) }))
 	return l
 }
 
 // apply puts other settings in use.
 func (l *limits) apply(c *config.Pikod) {
 	l.clients.Apply(proxy.RequestLimits(c.Proxy))
-	l.memory.Apply(int64(c.MemoryLimit))
+	l.bound(c)
 	for name, s := range gateSettings(c) {
 		l.gates[name].Apply(s)
 	}
+}
+
+// bound sets how much memory there is, and for what.
+func (l *limits) bound(c *config.Pikod) {
+	l.memory.Apply(int64(c.MemoryLimit))
+	l.unread.Limit(cmp.Or(int64(c.Upstream.Limits.MaxUnreadBytes), l.memory.Limit()/2))
+}
+
+// watch looks after the memory until ctx ends. When it is short, connections of clients that rest are given up.
+func (l *limits) watch(ctx context.Context, clients *proxy.Server) error {
+	last := limit.Enough
+	return l.memory.Run(ctx, func(p limit.Pressure) {
+		if p == limit.Short {
+			clients.Relieve()
+		}
+		if p != last {
+			l.report.Warn("memory", p.String(), logrus.Fields{"limit": l.memory.Limit()})
+			last = p
+		}
+	})
 }
 
 func gateSettings(c *config.Pikod) map[string]limit.GateSettings {
@@ -96,8 +122,11 @@ func gateSettings(c *config.Pikod) map[string]limit.GateSettings {
 
 // Client implements proxy.Limiter.
 func (l *limits) Client(addr netip.Addr) *fault.Fault {
-	if l.memory.Full() {
+	switch {
+	case l.memory.Full():
 		return &fault.AtLimit
+	case l.unread.Full():
+		return &fault.TooMuchUnread
 	}
 	return l.clients.Client(addr)
 }
@@ -129,6 +158,8 @@ func (l *limits) badToken(remote string, f fault.Fault, c *config.UpstreamLimits
 // settingOf names the setting that an agent was over, for whoever reads the log to raise it; nil: there is none.
 func settingOf(r limit.Reason) any {
 	switch r {
+	case limit.OutOfMemory:
+		return "memory_limit"
 	case limit.RegistrationRate:
 		return "upstream.limits.sessions_per_address"
 	case limit.AuthRate:

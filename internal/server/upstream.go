@@ -106,6 +106,10 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) (*auth.Identity, 
 		return nil, false
 	}
 	c := &s.now().config.Upstream.Limits
+	if s.limits.memory.Full() {
+		s.turnAway(w, r, fault.AtLimit, limit.OutOfMemory, nil)
+		return nil, false
+	}
 	if !s.limits.attempt(r.RemoteAddr, c) {
 		s.turnAway(w, r, overLimit(r), limit.RegistrationRate, nil)
 		return nil, false
@@ -184,7 +188,7 @@ func (s *Server) nodeOptions(x *session, h tunnel.Handler) tunnel.NodeOptions {
 	return tunnel.NodeOptions{
 		NodeID: s.id, Zone: s.config.Cluster.Zone, Handler: h, OnAbuse: s.abused,
 		OnClosing: func(t *tunnel.Session) { s.closing(x, t) }, OnDone: func(*tunnel.Session) { s.done(x) },
-		MaxStreams: c.MaxStreamsPerSession, MaxEndpoints: c.MaxEndpointsPerSession,
+		MaxStreams: c.MaxStreamsPerSession, MaxEndpoints: c.MaxEndpointsPerSession, Unread: s.limits.unread,
 	}
 }
 

@@ -20,7 +20,7 @@ func (o NodeOptions) preset() NodeOptions {
 	return o
 }
 
-func (o NodeOptions) limits() limits { return limits{o.CloseWait, o.WriteTimeout} }
+func (o NodeOptions) limits() limits { return limits{o.CloseWait, o.WriteTimeout, o.Unread} }
 
 // AcceptClassic answers the handshake of a classic agent, which must have been authenticated, and returns its session. It
 // takes a round trip, at most a second. When it returns an error before the upgrade it has answered the request.

@@ -28,7 +28,7 @@ func Dial(ctx context.Context, o DialOptions) (*AgentSession, error) {
 	o = o.preset()
 	s := newAgentSession(o)
 	err := s.dial(ctx, o, PathTunnel, role{client: true, native: true, accepts: true}, &s.node,
-		limits{o.CloseWait, defaultWrite}, s.arrived)
+		limits{closeWait: o.CloseWait, writeTimeout: defaultWrite}, s.arrived)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", redacted(o.URL), err)
 	}
@@ -61,7 +61,7 @@ func AcceptPeer(w http.ResponseWriter, r *http.Request, nodeID string, o DialOpt
 	s.node = welcome{Version: Version, NodeID: nodeID}
 	err := s.accept(w, r, &s.hello, s.node, acceptance{
 		role:      role{native: true, accepts: true},
-		limits:    limits{o.CloseWait, defaultWrite},
+		limits:    limits{o.CloseWait, defaultWrite, o.Unread},
 		handshake: o.HandshakeTimeout,
 		onAbuse:   o.OnAbuse,
 		arrived:   s.arrived,

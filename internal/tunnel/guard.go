@@ -24,6 +24,7 @@ const (
 type guard struct {
 	streams   map[uint32]*Stream
 	finished  map[*Stream]struct{} // gone, but not read to the end
+	told      int64                // of what is held, so much is on the account
 	nstreams  int                  // without the control stream
 	opening   int                  // admitted, but not opened yet
 	lastLocal uint32               // the highest
@@ -179,11 +180,14 @@ func (l *link) announcedLocked(s *Stream, h frame) *AbuseError {
 	if s.closed || length == 0 {
 		return nil
 	}
-	if s != l.control && !l.makeRoomLocked(s, length) {
-		return nil
+	if s != l.control {
+		if !l.makeRoomLocked(s, length) {
+			return nil
+		}
+		l.held += length
+		l.settleLocked()
 	}
 	s.unread += length
-	l.held += length
 	l.into = s
 	return nil
 }

@@ -55,7 +55,7 @@ type link struct {
 	direct  []passage // of those bytes, what is for a WriteTo; see pass
 	first   uint32    // the first stream that got something from them; 0: none yet
 	mixed   int       // how often only one must get something until it is served directly
-	held    int64     // bytes of all streams that nobody has read yet
+	held    int64     // bytes of all streams, without the control stream, that nobody has read yet
 	cause   error     // why the session ended
 	broken  bool      // end without draining
 	closed  bool
@@ -76,6 +76,7 @@ type role struct {
 type limits struct {
 	closeWait    time.Duration
 	writeTimeout time.Duration
+	account      *Unread // of all sessions; nil: none
 }
 
 func newLink(ws *websocket.Conn, r role, o limits, onAbuse func(string)) *link {

@@ -63,6 +63,9 @@ type NodeOptions struct {
 	// WriteTimeout is how long a frame may wait for its turn to be sent, before the session ends; 0 means a minute. On a
 	// slow line many streams may have a frame each in the queue.
 	WriteTimeout time.Duration
+	// Unread is the account that the session is on; nil: none. While it is full no stream is opened, and from half of it on
+	// windows do not grow.
+	Unread *Unread
 }
 
 // DialOptions say where and how the dialing end connects.
@@ -98,6 +101,8 @@ type DialOptions struct {
 	// OnMessage hears control messages of types that this package does not know, as whole JSON objects that are valid
 	// during the call. It must not block.
 	OnMessage func(kind string, object []byte)
+	// Unread is the account that a session made by AcceptPeer is on; nil: none.
+	Unread *Unread
 	// OnAbuse hears, once, for which of the Abuse reasons the session was closed. It must not block.
 	OnAbuse func(reason string)
 }

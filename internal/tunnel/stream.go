@@ -120,7 +120,10 @@ func (s *Stream) consumedLocked(n int) {
 // countLocked notes that n bytes are no longer held. The caller holds mu.
 func (s *Stream) countLocked(n int) {
 	s.unread -= int64(n)
-	s.l.held -= int64(n)
+	if s != s.l.control {
+		s.l.held -= int64(n)
+		s.l.settleLocked()
+	}
 	if !s.gone || s.unread > 0 {
 		return
 	}

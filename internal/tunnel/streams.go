@@ -22,6 +22,8 @@ func (l *link) admit(limit int) (last bool, err error) {
 		return false, l.causeLocked()
 	case l.stopped:
 		return false, &RefusedError{Code: CodeDraining, Reason: "session takes no new streams"}
+	case l.account.Full():
+		return false, &RefusedError{Code: CodeOverloaded, Reason: "the node holds too much that nobody reads"}
 	case l.nstreams+l.opening >= limit:
 		return false, &RefusedError{Code: CodeOverloaded, Reason: "session has all the streams it may have", Full: true}
 	}
@@ -199,7 +201,7 @@ func (l *link) emptyLocked() {
 
 // limitLocked is how much the peer may send before we have read it. The caller holds the link's mu.
 func (s *Stream) limitLocked() int64 {
-	if s == s.l.control || s.l.held > maxHeld/2 {
+	if s == s.l.control || s.l.held > maxHeld/2 || s.l.account.above(2) {
 		return initialWindow
 	}
 	return s.l.window
@@ -319,6 +321,7 @@ func (l *link) endStreams() {
 		s.wakeLocked()
 	}
 	l.opening, l.finished = 0, nil
+	l.dischargeLocked()
 	l.emptyLocked()
 	if l.stuck != nil {
 		l.stuck.Stop()
