@@ -53,7 +53,7 @@ var layers = map[string]room{
 	"internal/pikotest/pebbletest": {0, nil},
 	"internal/consul":              {4, []string{"internal/backoff", "internal/cluster", "internal/config", "internal/endpoint"}},
 	"internal/router":              {4, []string{"internal/backoff", "internal/cluster", "internal/endpoint", "internal/tunnel"}},
-	"internal/console":             {5, []string{"internal/admin", "internal/auth", "internal/config", "internal/fault", "internal/limit", "internal/tlsconf"}},
+	"internal/console":             {5, []string{"internal/admin", "internal/auth", "internal/config", "internal/fault", "internal/guard", "internal/limit", "internal/tlsconf"}},
 	"internal/daemon":              {5, []string{"internal/config", "internal/logline"}},
 	"internal/proxy": {5, []string{
 		"internal/auth", "internal/config", "internal/endpoint", "internal/fault", "internal/guard", "internal/h2", "internal/limit", "internal/logline",

@@ -252,6 +252,9 @@ func (m *Manager) Config(base *tls.Config) *tls.Config {
 	c := base.Clone()
 	c.NextProtos = append(slices.Clone(base.NextProtos), protocol)
 	c.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if h, ok := hello.Conn.(interface{ Rest() func() }); ok && m.current.Load().settings.OnDemand {
+			defer h.Rest()() // the authority may take its time, and others are not to wait for it
+		}
 		cert, err := m.certificate(hello)
 		if err != nil && len(base.Certificates) > 0 {
 			return nil, nil //nolint:nilnil // crypto/tls then takes one of base

@@ -46,7 +46,7 @@ type Conn interface {
 	Reset() error
 }
 
-// Options are what [NewPeers] needs. All but Unread, Registerer and ErrorLog must be set.
+// Options are what [NewPeers] needs. All but Unread, Turns, Rejected, Registerer and ErrorLog must be set.
 type Options struct {
 	// Node is this node. Its state is the one that it starts with; see SetState.
 	Node Node
@@ -62,7 +62,10 @@ type Options struct {
 	// Unread is the account that all sessions are on; nil: none.
 	Unread *tunnel.Unread
 	// Sessions counts the sessions of agents on this node.
-	Sessions   func() int
+	Sessions func() int
+	// Turns are those of TLS handshakes, and Rejected is told of each that failed; both may be nil.
+	Turns      guard.Turns
+	Rejected   func()
 	Log        logrus.FieldLogger
 	ErrorLog   *log.Logger
 	Registerer prometheus.Registerer
@@ -154,6 +157,7 @@ func (p *Peers) Serve(l net.Listener) error {
 	return p.server.Serve(guard.NewListener(l, guard.Options{
 		TLS: p.serverTLS(), Limits: func() guard.Limits { return guard.Limits{Bytes: headerBytes, Fields: 50, Target: 256} },
 		HeaderTimeout: handshakeTimeout, HandshakeTimeout: handshakeTimeout, ErrorLog: p.o.ErrorLog,
+		Turns: p.o.Turns, Rejected: p.o.Rejected,
 	}))
 }
 

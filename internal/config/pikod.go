@@ -15,6 +15,10 @@ type Pikod struct {
 	// of systemd; where that says nothing, a quarter more than GOMEMLIMIT in the environment; else no limit. The garbage
 	// collector heeds GOMEMLIMIT, if that is set, instead of the 80 %.
 	MemoryLimit Size `toml:"memory_limit" reload:"live"`
+	// Most TLS handshakes that the process works on at once, those of clients, agents, operators and other nodes together.
+	// More wait for their turn, no longer than a handshake may take. One that waits for the other end counts for nothing.
+	// 0: four for each core.
+	MaxTLSHandshakes int `toml:"max_tls_handshakes" reload:"live" min:"0" max:"1000000"`
 	// What is logged, and how.
 	Log Log `toml:"log"`
 	// The listener that clients send their requests to.

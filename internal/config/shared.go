@@ -94,7 +94,8 @@ type TLS struct {
 	Cert File `toml:"cert" reload:"live"`
 	// File with the private key of `cert` in PEM form.
 	Key File `toml:"key" reload:"live"`
-	// File with the CA certificates in PEM form that must have signed a client's certificate. Empty: clients show none.
+	// File with the CA certificates in PEM form that must have signed a client's certificate. Empty: clients show none. A
+	// client may send 8 certificates of 64 KiB in all.
 	ClientCA File `toml:"client_ca" reload:"live"`
 	// Oldest version of TLS that is spoken.
 	MinVersion string `toml:"min_version" reload:"live" one_of:"1.2|1.3"`

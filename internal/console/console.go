@@ -50,6 +50,8 @@ type Console struct {
 	show     admin.Options
 	o        Options
 	refusals *rate.Limiter // lines of the log about operators who were refused
+	report   *limit.Reporter
+	turns    *limit.Turns
 	gate     *limit.Gate
 	guests   *tlsconf.Guests
 	server   *http.Server
@@ -81,7 +83,8 @@ func New(c config.Admin, show admin.Options, o Options) (*Console, error) {
 		return nil, err
 	}
 	x.face.Store(f)
-	x.gate = limit.NewGate(limit.Admin, gateSettings(c), limit.NewReporter(o.Log, nil), nil)
+	x.report, x.turns = limit.NewReporter(o.Log, nil), limit.NewTurns(0)
+	x.gate = limit.NewGate(limit.Admin, gateSettings(c), x.report, nil)
 	x.guests = tlsconf.NewGuests(x.tls, func(why error, remote string) {
 		if x.refusals.Allow() {
 			x.o.Log.WithFields(logrus.Fields{"remote": remote, "err": why}).Warn("operator's connection ends")
@@ -90,6 +93,7 @@ func New(c config.Admin, show admin.Options, o Options) (*Console, error) {
 	x.server = admin.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x.face.Load().handler.ServeHTTP(w, r)
 	}), o.ErrorLog)
+	x.behindGuard()
 	return x, nil
 }
 
@@ -189,7 +193,7 @@ func (x *Console) open(c config.Admin, explicit bool) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the admin listener: %w", err)
 	}
-	return tlsconf.Listener(x.guests.Listen(x.gate.Listen(ln)), x.tls), nil
+	return x.guarded(x.guests.Listen(x.gate.Listen(ln))), nil
 }
 
 // Addr returns the address of the socket after Listen; nil when there is none.

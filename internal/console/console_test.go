@@ -268,3 +268,27 @@ func TestAnOperatorWithoutACertificateGoesWhenOneIsAskedFor(t *testing.T) {
 		t.Errorf("the connection ends with %v, want it broken off", err)
 	}
 }
+
+// What is ambiguous is refused here as everywhere else, and the connection closed.
+func TestTheConsoleIsGuarded(t *testing.T) {
+	c := config.DefaultAgent().Admin
+	c.Listen = "127.0.0.1:0"
+	addr := strings.TrimPrefix(start(t, c, admin.Options{}), "http://")
+	for _, request := range []string{
+		"GET /health HTTP/1.1\nHost: localhost\n\n",
+		"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+		"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+	} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		_, _ = io.WriteString(conn, request)
+		text, err := io.ReadAll(conn)
+		if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 400 ") {
+			t.Errorf("%q is answered %q, %v", request, text, err)
+		}
+		_ = conn.Close()
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"maps"
@@ -28,6 +29,8 @@ type Options struct {
 	ErrorLog      *log.Logger   // for TLS handshakes that fail; nil: the default one
 	// HandshakeTimeout is for that of TLS; 0: 10 s.
 	HandshakeTimeout time.Duration
+	// Turns bound how many TLS handshakes are worked on at once, on this listener and on others; nil: nothing does.
+	Turns Turns
 	// Rejected is told of each TLS handshake that failed; may be nil.
 	Rejected func()
 }
@@ -140,6 +143,12 @@ func (l *Listener) accept() {
 	}
 }
 
+func (l *Listener) isOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
+}
+
 func (l *Listener) isRetired() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -160,6 +169,9 @@ func (l *Listener) take(raw net.Conn) {
 	case l.begin(raw):
 		l.wait.Go(func() { l.secure(raw, conf) })
 	default:
+		if !l.isOver() {
+			l.rejected(raw, errFull)
+		}
 		_ = raw.Close()
 	}
 }
@@ -186,11 +198,14 @@ func (l *Listener) begin(conn net.Conn) bool {
 
 // secure makes the handshake.
 func (l *Listener) secure(raw net.Conn, conf *tls.Config) {
-	conn := tls.Server(raw, conf)
-	err := raw.SetDeadline(time.Now().Add(cmp.Or(l.o.HandshakeTimeout, handshakeTimeout)))
+	until := time.Now().Add(cmp.Or(l.o.HandshakeTimeout, handshakeTimeout))
+	below := &shaking{Conn: raw, turns: l.o.Turns, until: until, stop: l.closed}
+	conn := tls.Server(below, conf)
+	err := raw.SetDeadline(until)
 	if err == nil {
 		err = conn.Handshake()
 	}
+	below.finish()
 	if err == nil {
 		err = raw.SetDeadline(time.Time{})
 	}
@@ -216,6 +231,8 @@ func (l *Listener) secure(raw net.Conn, conf *tls.Config) {
 	}
 }
 
+var errFull = fmt.Errorf("%d others are under way", maxHandshakes)
+
 const noTLS = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nConnection: close\r\n\r\n" +
 	"This is an HTTPS server. Use https:// here.\n"
 
@@ -228,6 +245,11 @@ func (l *Listener) failed(raw net.Conn, err error) {
 	if errors.Is(err, io.EOF) {
 		return // somebody looked whether the port is open
 	}
+	l.rejected(raw, err)
+}
+
+// rejected tells of a handshake that failed.
+func (l *Listener) rejected(raw net.Conn, err error) {
 	if l.o.Rejected != nil {
 		l.o.Rejected()
 	}

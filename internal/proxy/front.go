@@ -63,7 +63,7 @@ func (s *Server) newFront(ctx context.Context, e *edge, l net.Listener) (*front,
 	f := &front{server: s, edge: e, over: make(chan struct{}), plain: make(map[*plainConn]struct{}), foreign: make(map[net.Conn]struct{})}
 	f.guarded = guard.NewListener(l, guard.Options{
 		TLS: e.tls, Limits: func() guard.Limits { return s.guardLimits(e) }, HeaderTimeout: e.limits.ReadHeaderTimeout,
-		HandshakeTimeout: e.limits.HandshakeTimeout, Rejected: s.handshakeFailed,
+		HandshakeTimeout: e.limits.HandshakeTimeout, Turns: s.turns, Rejected: s.handshakeFailed,
 		ErrorLog: s.errorLog,
 	})
 	f.handed = &handover{addr: l.Addr(), conns: make(chan net.Conn), closed: make(chan struct{})}

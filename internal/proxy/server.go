@@ -49,6 +49,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/pikoproxy/piko/internal/auth"
+	"github.com/pikoproxy/piko/internal/guard"
 	"github.com/pikoproxy/piko/internal/h2"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
@@ -76,6 +77,7 @@ type Options struct {
 	Auth       Authenticator         // nil: everybody may reach every endpoint
 	Limiter    Limiter               // nil: no limits by client or endpoint
 	Report     *limit.Reporter       // counts who is turned away; may be nil
+	Turns      guard.Turns           // of TLS handshakes; nil: all are worked on at once
 	Leases     *auth.Leases          // ends what outlives its token; nil: nothing does
 	TLS        *tls.Config           // nil: plain HTTP. It may choose by GetConfigForClient, and so change while in use
 	Log        *logrus.Logger        // for requests; nil: none are logged
@@ -91,6 +93,7 @@ type Server struct {
 	auth     Authenticator
 	limiter  Limiter
 	report   *limit.Reporter
+	turns    guard.Turns
 	leases   *auth.Leases
 	edge     atomic.Pointer[edge]
 	access   *logrus.Logger
@@ -127,7 +130,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("proxy without a router")
 	}
 	s := &Server{
-		router: o.Router, auth: o.Auth, leases: o.Leases, limiter: o.Limiter, report: o.Report,
+		router: o.Router, auth: o.Auth, leases: o.Leases, limiter: o.Limiter, report: o.Report, turns: o.Turns,
 		access: o.Log, errorLog: o.ErrorLog,
 		metrics: newMetrics(o.Registerer), buffers: newCopyBuffers(),
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/pikoproxy/piko/internal/cluster"
 	"github.com/pikoproxy/piko/internal/config"
 	"github.com/pikoproxy/piko/internal/consul"
+	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
 	"github.com/pikoproxy/piko/internal/tlsconf"
 	"github.com/pikoproxy/piko/internal/tunnel"
@@ -63,7 +64,8 @@ func newMembership(s *Server, routing *router.Options) (*membership, error) {
 	}
 	m.peers, err = cluster.NewPeers(cluster.Options{
 		Node: m.node, Cluster: c.Cluster.Name, Local: m.local, Table: m.table, Server: server, Client: client,
-		Open: m.open, Unread: s.limits.unread, Sessions: s.sessions.len, Log: s.o.Log, ErrorLog: s.o.ErrorLog, Registerer: s.registry,
+		Open: m.open, Unread: s.limits.unread, Turns: s.limits.turns,
+		Rejected: func() { s.limits.report.Count(limit.Cluster, limit.Handshake) }, Sessions: s.sessions.len, Log: s.o.Log, ErrorLog: s.o.ErrorLog, Registerer: s.registry,
 	})
 	if err != nil {
 		return nil, err

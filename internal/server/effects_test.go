@@ -149,8 +149,8 @@ var effects = []effect{
 var elsewhere = map[string]string{
 	"drain_timeout": "TestADrainEndsAtItsDeadline", // read when the drain begins
 	"drain_notice":  "TestTheNoticeChangesReadinessOnly",
-	"memory_limit":  "TestWhatIsNewIsRefusedWhenMemoryIsShort",
-	"log.":          "TestLevelAndFormatChangeLive",
+	"memory_limit":  "TestWhatIsNewIsRefusedWhenMemoryIsShort", "max_tls_handshakes": "TestHandshakesOnAllListenersWaitForTheSameTurns",
+	"log.": "TestLevelAndFormatChangeLive",
 
 	"proxy.listen": "TestReloadMovesListenersAndLetsConnectionsLive", "upstream.listen": "TestReloadMovesListenersAndLetsConnectionsLive",
 	"admin.listen": "TestReloadMovesListenersAndLetsConnectionsLive",

@@ -37,6 +37,7 @@ type limits struct {
 	unread   *tunnel.Unread         // of all sessions
 	gates    map[string]*limit.Gate // by listener
 	clients  *limit.Requests
+	turns    *limit.Turns   // of TLS handshakes
 	attempts *limit.Buckets // of agents to open sessions
 	strikes  *limit.Buckets // bad tokens of agents
 }
@@ -44,7 +45,8 @@ type limits struct {
 func newLimits(c *config.Pikod, log logrus.FieldLogger, reg prometheus.Registerer) *limits {
 	l := &limits{
 		report: limit.NewReporter(log, reg), memory: limit.NewMemory(), unread: new(tunnel.Unread), gates: map[string]*limit.Gate{},
-		clients: limit.NewRequests(proxy.RequestLimits(c.Proxy)), attempts: limit.NewBuckets(), strikes: limit.NewBuckets(),
+		clients: limit.NewRequests(proxy.RequestLimits(c.Proxy)), turns: limit.NewTurns(c.MaxTLSHandshakes),
+		attempts: limit.NewBuckets(), strikes: limit.NewBuckets(),
 	}
 	for name, s := range gateSettings(c) {
 		full := l.memory.Short // before that clients are told
@@ -61,7 +63,9 @@ func newLimits(c *config.Pikod, log logrus.FieldLogger, reg prometheus.Registere
 		Name: "piko_server_memory_limit_bytes", Help: "How much memory the process may hold; 0: no limit.",
 	}, func() float64 { return float64(l.memory.Limit()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "piko_tunnel_unread_bytes", Help: "Bytes that have come over sessions and that nobody has read yet.",
-	}, func() float64 { return float64(l.unread.Held()) }))
+	}, func() float64 { return float64(l.unread.Held()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "piko_server_waiting_handshakes", Help: "TLS handshakes that wait for their turn.",
+	}, func() float64 { return float64(l.turns.Waiting()) }))
 	return l
 }
 
@@ -69,6 +73,7 @@ func newLimits(c *config.Pikod, log logrus.FieldLogger, reg prometheus.Registere
 func (l *limits) apply(c *config.Pikod) {
 	l.clients.Apply(proxy.RequestLimits(c.Proxy))
 	l.bound(c)
+	l.turns.Apply(c.MaxTLSHandshakes)
 	for name, s := range gateSettings(c) {
 		l.gates[name].Apply(s)
 	}
@@ -191,7 +196,7 @@ func (s *Server) guarded(name string, l net.Listener, srv *http.Server) net.List
 		Limits: func() guard.Limits {
 			return guard.Limits{Bytes: srv.MaxHeaderBytes, Fields: maxFields, Target: maxTarget}
 		},
-		HeaderTimeout: srv.ReadHeaderTimeout, ErrorLog: srv.ErrorLog,
+		HeaderTimeout: srv.ReadHeaderTimeout, ErrorLog: srv.ErrorLog, Turns: s.limits.turns,
 		Rejected: func() { s.limits.report.Count(name, limit.Handshake) },
 	})
 }

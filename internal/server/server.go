@@ -177,7 +177,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	s.proxy, err = proxy.New(proxy.Options{
 		Settings: proxy.SettingsOf(c.Proxy, c.Upstream.Tenants), Limits: proxy.LimitsOf(c.Proxy), Router: s.router, Auth: liveClients{s}, Leases: s.leases,
 		TLS: s.proxyTLS(first), Log: o.Log, ErrorLog: o.ErrorLog, Registerer: s.registry,
-		Limiter: s.limits, Report: s.limits.report,
+		Limiter: s.limits, Report: s.limits.report, Turns: s.limits.turns,
 	})
 	if err != nil {
 		return nil, err

@@ -87,8 +87,8 @@ func Remembering(c *tls.Config) *tls.Config {
 	}
 	out := c.Clone()
 	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		below, ok := hello.Conn.(*guest)
-		if !ok {
+		below := guestBelow(hello.Conn)
+		if below == nil {
 			return nil, nil //nolint:nilnil // crypto/tls goes on with out then
 		}
 		one := c.Clone()
@@ -106,6 +106,21 @@ func Remembering(c *tls.Config) *tls.Config {
 		return one, nil
 	}
 	return out
+}
+
+// guestBelow finds the connection that is known here under the layers that others have put on it.
+func guestBelow(c net.Conn) *guest {
+	for c != nil {
+		if g, ok := c.(*guest); ok {
+			return g
+		}
+		layer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = layer.NetConn()
+	}
+	return nil
 }
 
 type guestListener struct {

@@ -44,7 +44,7 @@ func Server(section string, c config.TLS, protocols ...string) (*tls.Config, err
 	}
 	if c.ClientCA != "" {
 		out.ClientCAs, out.ClientAuth = b.pool(section+".client_ca", c.ClientCA), tls.RequireAndVerifyClientCert
-		out.VerifyConnection = resumable(out.ClientCAs)
+		out.VerifyConnection, out.VerifyPeerCertificate = resumable(out.ClientCAs), modest
 	}
 	if err := b.err(); err != nil {
 		return nil, err
@@ -97,6 +97,8 @@ func Peer(section string, c config.PeerTLS, protocols ...string) (server, client
 		Certificates: []tls.Certificate{cert},
 		ClientCAs:    ca,
 		ClientAuth:   tls.RequireAndVerifyClientCert,
+
+		VerifyPeerCertificate: modest,
 	}
 	if name := c.ServerName; name != "" {
 		server.VerifyConnection = func(s tls.ConnectionState) error { return s.PeerCertificates[0].VerifyHostname(name) }
