@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // canaries are secrets that nobody could take for anything else, and everything that could show one.
@@ -151,6 +152,7 @@ token = %q
 		return contains(stranger.output(t), "401")
 	})
 	if conn, err := net.Dial("tcp", local); err == nil { // the endpoint is not there, so it may be reset at once
+		_ = conn.SetDeadline(time.Now().Add(settle))
 		_, _ = io.Copy(io.Discard, conn)
 		_ = conn.Close()
 	}
@@ -227,7 +229,7 @@ eab_key = %q
 	r.Header.Set("X-Piko-Tenant-Id", "k")
 	r.Header.Set("Authorization", "Bearer "+e.EncodeToString([]byte(`{"alg":"EdDSA","kid":"k"}`))+"."+
 		e.EncodeToString([]byte(`{"exp":4000000000}`))+"."+e.EncodeToString(make([]byte, 64)))
-	a := do(t, &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, r)
+	a := do(t, &http.Client{Timeout: settle, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}, r)
 	if a.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("without a key server a token is answered with %d", a.StatusCode)
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
@@ -36,11 +37,12 @@ func (c *cluster) weighed(t *testing.T, endpoint string, number, node, weight in
 // shares sends requests to every node and wants each agent to get its share of them, within some per cent.
 func (c *cluster) shares(t *testing.T, endpoint string, requests int, weights []int, within float64) {
 	t.Helper()
-	c.routed(t, endpoint)
 	sum := 0
 	for _, w := range weights {
 		sum += w
 	}
+	c.weighs(t, endpoint, sum)
+	c.routed(t, endpoint)
 	for k, n := range c.nodes {
 		client := n.client(t)
 		got := make([]float64, len(weights))
@@ -62,6 +64,28 @@ func (c *cluster) shares(t *testing.T, endpoint string, requests int, weights []
 			}
 		}
 	}
+}
+
+// weighs waits until every node knows of all upstreams of an endpoint, which together have this weight.
+func (c *cluster) weighs(t *testing.T, endpoint string, want int) {
+	t.Helper()
+	await(t, "the nodes know what "+endpoint+" weighs", settle, func() error {
+		for i, n := range c.nodes {
+			_, body, err := fetch("http://" + n.admin + "/status/routes/" + endpoint)
+			var routes struct{ Upstreams []struct{ Weight int } }
+			if err == nil {
+				err = json.Unmarshal(body, &routes)
+			}
+			sum := 0
+			for _, u := range routes.Upstreams {
+				sum += u.Weight
+			}
+			if err != nil || sum != want {
+				return fmt.Errorf("n%d knows %s: want a weight of %d: %w", i+1, body, want, or(err))
+			}
+		}
+		return nil
+	})
 }
 
 // TestClusterHeedsWeights is not parallel: load of others would shift it.

@@ -31,10 +31,7 @@ func TestClusterSurvivesAKill(t *testing.T) {
 		t.Errorf("it took the agents %s to have all sessions again: want at most 3 s", back)
 	}
 	pause(2 * time.Second)
-	unaware := time.Duration(0) // how long a node may take to hear that its session is gone
-	if !quiet {
-		unaware = 3 * time.Second
-	}
+	unaware := bound(0) // how long a node may take to hear that its session is gone
 	front, behind := 0, 0
 	var wrong []failure
 	for _, x := range f.end() {

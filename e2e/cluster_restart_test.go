@@ -24,10 +24,19 @@ type rolling struct {
 	local   float64       // the share of requests for which a node with agents for the endpoint is chosen; 0: as the nodes like
 }
 
-const notice = time.Second // drain_notice
+// spare is a time that may be short on a machine that is quiet. On others something that has to end within it is held up.
+func spare(quietly, busy time.Duration) time.Duration {
+	if quiet {
+		return quietly
+	}
+	return busy
+}
+
+// notice is drain_notice. The balancer has to hear of it within that.
+var notice = spare(time.Second, 4*time.Second)
 
 var (
-	briefly  = rolling{6 * time.Second, time.Second, 2 * time.Second, 0, 8 << 20, 1, 0}
+	briefly  = rolling{spare(6*time.Second, 10*time.Second), time.Second, 2 * time.Second, 0, 8 << 20, 1, 0}
 	thorough = rolling{20 * time.Second, 10 * time.Second, 5 * time.Second, 36_000, 100 << 20, 4, 0.6}
 )
 
@@ -61,7 +70,7 @@ func rollingRestart(t *testing.T, o rolling) {
 // TestClusterRollingRestartOfClassicAgents is not parallel either.
 func TestClusterRollingRestartOfClassicAgents(t *testing.T) {
 	o := briefly
-	o.held, o.drain = 0, 10*time.Second // long enough for both agents of an endpoint to leave the same node one after the other
+	o.held, o.drain = 0, spare(10*time.Second, 12*time.Second) // long enough for both agents of an endpoint to leave the same node one after the other
 	classicRollingRestart(t, o)
 }
 
@@ -171,8 +180,11 @@ func (c *cluster) roll(t *testing.T, o rolling, load crowdOptions, sessions int)
 	failures := f.end()
 	f.report(t)
 	for i, n := range c.nodes {
-		if strings.Contains(n.output(t), "peer is down") {
-			t.Errorf("n%d takes a node that stops as it should for one that is down", i+1)
+		for line := range strings.Lines(n.output(t)) {
+			// A node that has no processor for some seconds is silent, and that is down.
+			if strings.Contains(line, "peer is down") && (quiet || !strings.Contains(line, "nothing received")) {
+				t.Errorf("n%d takes a node that stops as it should for one that is down: %s", i+1, line)
+			}
 		}
 	}
 	for _, x := range f.breaks {

@@ -62,6 +62,7 @@ func TestClusterPrefersItsZone(t *testing.T) {
 		launchAgent(t, c.nodes[n], agentOptions{Connect: "connections = 1"}, offer{Endpoint: "e", Addr: service})
 	}
 	c.awaitSessions(t, "e", 2, settle)
+	c.weighs(t, "e", 2)
 	c.routed(t, "e")
 	ask := func(client *http.Client, path string) string {
 		a, err := try(client, request(t, http.MethodGet, at("e", path), nil))

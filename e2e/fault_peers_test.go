@@ -36,7 +36,7 @@ func dialAsPeer(t testing.TB, address, scheme, clusterName string, c *tls.Config
 	defer cancel()
 	s, err := tunnel.DialPeer(ctx, tunnel.DialOptions{
 		URL: scheme + "://" + address, TLS: c,
-		Header: http.Header{tunnel.HeaderNode: {"rogue/1"}, "X-Piko-Cluster": {clusterName}},
+		Header: http.Header{tunnel.HeaderNode: {"rogue/1"}, "X-Piko-Cluster": {clusterName}}, HandshakeTimeout: settle,
 	}, tunnel.NodeOptions{NodeID: "rogue"})
 	if err != nil {
 		return err

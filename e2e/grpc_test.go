@@ -297,7 +297,7 @@ func grpcCancel(ctx context.Context, t *testing.T, c pb.TestServiceClient, s *gr
 }
 
 func grpcDeadline(ctx context.Context, t *testing.T, c pb.TestServiceClient, s *grpcService) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // the call has to reach the service within it
 	defer cancel()
 	stream, err := c.FullDuplexCall(ctx)
 	if err != nil {

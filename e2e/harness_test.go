@@ -187,9 +187,14 @@ func (p *process) awaitListen(t testing.TB, network, address string) {
 		if p.ended() {
 			t.Fatalf("%s ended with code %d:\n%s", p.name, p.cmd.ProcessState.ExitCode(), p.output(t))
 		}
-		if network == "unix" {
-			_, err := os.Stat(address)
-			return err
+		if network == "unix" { // the file is there a moment before anybody listens: that is a flag in the table
+			table, err := os.ReadFile("/proc/net/unix")
+			for line := range strings.Lines(string(table)) {
+				if f := strings.Fields(line); len(f) == 8 && f[7] == address && f[3] == "00010000" {
+					return nil
+				}
+			}
+			return errors.Join(fmt.Errorf("nobody listens on it"), err)
 		}
 		_, port, _ := strings.Cut(address, ":")
 		k, err := strconv.Atoi(port)

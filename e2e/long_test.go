@@ -159,6 +159,9 @@ func idleTCP(address string) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
 	for i := range 2 {
 		if i > 0 {
 			<-time.After(minute)
@@ -174,6 +177,8 @@ func idleTCP(address string) error {
 }
 
 func idleWebSocket(ctx context.Context, c *http.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	ws, err := webSocket(ctx, c, "/ws", websocket.DialOptions{})
 	if err != nil {
 		return err

@@ -83,6 +83,18 @@ func (r *reloading) refused(t testing.TB, trigger, key string) {
 	})
 }
 
+// accepted waits until the daemon says that it has taken the last settings, which it says once they are in use.
+func (r *reloading) accepted(t testing.TB) {
+	t.Helper()
+	await(t, "the settings are accepted", settle, func() error {
+		problems, err := r.outcome()
+		if err == nil && len(problems) > 0 {
+			err = fmt.Errorf("have %q", problems)
+		}
+		return err
+	})
+}
+
 // gauge reads a metric without labels.
 func (r *reloading) gauge(t testing.TB, name string) float64 {
 	t.Helper()
@@ -178,9 +190,7 @@ func TestAHundredReloadsOfANodeUnderLoad(t *testing.T) {
 	}
 	load.end()
 	t.Logf("the slowest effect took %s", slowest)
-	if problems, err := r.outcome(); err != nil || len(problems) > 0 {
-		t.Errorf("in the end: %q, %v", problems, err)
-	}
+	r.accepted(t)
 	r.back(t, goroutines, files, memory)
 }
 
@@ -190,7 +200,7 @@ func TestReloadsOfAnAgentUnderLoad(t *testing.T) {
 	admin := freeAddress(t)
 	service, other := serve(t, echoAll), serve(t, say("other"))
 	settings := func(i int, more string) string {
-		text := fmt.Sprintf("drain_timeout = \"5s\"\n%s\n[connect]\nurl = \"http://%s\"\nconnections = %d\n[admin]\nlisten = %q\n"+
+		text := fmt.Sprintf("drain_timeout = \"30s\"\n%s\n[connect]\nurl = \"http://%s\"\nconnections = %d\n[admin]\nlisten = %q\n"+
 			"[[listeners]]\nendpoint = \"e\"\naddr = %q\n[[listeners]]\nendpoint = \"changed\"\naddr = %q\nweight = %d\n",
 			more, n.upstream, 1+i%2, admin, service, []string{service, other}[i%2], 1+i)
 		if i%2 == 1 {
@@ -357,9 +367,7 @@ func TestCertificatesAreReplacedUnderLoad(t *testing.T) {
 			}
 			return nil
 		})
-		if problems, err := r.outcome(); err != nil || len(problems) > 0 {
-			t.Errorf("after the replacement: %q, %v", problems, err)
-		}
+		r.accepted(t)
 	}
 	load.end()
 }

@@ -263,7 +263,7 @@ func TestReadinessGoesOffWhileDraining(t *testing.T) {
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	began := make(chan struct{}, 2)
-	n := startNode(t, nodeOptions{})
+	n := startNode(t, nodeOptions{Proxy: `endpoint_wait = "5m"`}) // for the request to wait longer than the agent lives
 	service := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		began <- struct{}{}
 		<-r.Context().Done()

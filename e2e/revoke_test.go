@@ -166,9 +166,7 @@ func TestSecurityAnExpiredTokenEndsWhatItHasBegun(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := contains(n.output(t), "token has expired"); err != nil {
-		t.Error(err)
-	}
+	await(t, "the log says why", settle, func() error { return contains(n.output(t), "token has expired") })
 }
 
 // A node that stops waits long for what runs, and revocations do not wait for it.
@@ -189,7 +187,5 @@ func TestSecurityARevokedTokenEndsWhileItsNodeStops(t *testing.T) {
 	if err := ends(t, honest, 200*time.Millisecond); err == nil {
 		t.Error("a download of the other client has ended too")
 	}
-	if err := contains(n.output(t), "the process is stopping"); err != nil {
-		t.Error(err)
-	}
+	await(t, "the log says so", settle, func() error { return contains(n.output(t), "the process is stopping") })
 }

@@ -237,7 +237,7 @@ func (r *rotation) trust(ca *x509.Certificate) {
 func (r *rotation) client(keep bool) *http.Client {
 	r.issuer.mu.Lock()
 	defer r.issuer.mu.Unlock()
-	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	return &http.Client{Timeout: settle, Transport: &http.Transport{
 		DialContext: dialTo(r.proxy), DisableKeepAlives: !keep,
 		TLSClientConfig: &tls.Config{RootCAs: r.roots, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(4)},
 	}}

@@ -112,10 +112,13 @@ func TestForwardToNobodyIsAnErrorOnTheLocalSide(t *testing.T) {
 		if p.ended() {
 			t.Errorf("%s endpoint: piko-forward ended: want it to go on", endpoint)
 		}
-		if log := p.output(t); !strings.Contains(log, endpoint) || !strings.Contains(log, "502") &&
-			!strings.Contains(log, "PIKO-E") && !strings.Contains(log, "upstream") {
-			t.Errorf("%s endpoint: the log of piko-forward does not say why:\n%s", endpoint, log)
-		}
+		await(t, endpoint+" endpoint: the log of piko-forward says why", settle, func() error {
+			if log := p.output(t); !strings.Contains(log, endpoint) || !strings.Contains(log, "502") &&
+				!strings.Contains(log, "PIKO-E") && !strings.Contains(log, "upstream") {
+				return fmt.Errorf("it does not:\n%s", log)
+			}
+			return nil
+		})
 	}
 }
 
@@ -127,6 +130,9 @@ func ask(address string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(settle)); err != nil {
+		return "", err
+	}
 	if _, err := io.WriteString(c, "hello?"); err != nil {
 		return "", err
 	}
@@ -169,6 +175,7 @@ func TestForwardsOfEveryKindInOneProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		_ = c.SetDeadline(time.Now().Add(settle))
 		b, err := io.ReadAll(c)
 		if want := fmt.Sprint("service ", i); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v: want %q", l, b, err, want)
