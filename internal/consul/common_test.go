@@ -20,7 +20,8 @@ func shareValues(t *testing.T, w *town) {
 	a, b := w.join("a"), w.join("b")
 	a.isReady()
 	b.isReady()
-	ctx := t.Context()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
 	if _, found, err := a.Common().Get(ctx, "x/y"); found || err != nil {
 		t.Fatalf("before it is written: %v, %v", found, err)
 	}
@@ -56,7 +57,8 @@ func holdLock(t *testing.T, w *town) {
 	a, b := w.join("a"), w.join("b")
 	a.isReady()
 	b.isReady()
-	ctx := t.Context()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
 	if err := a.Common().Lock(ctx, "order of x"); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -58,15 +59,16 @@ func seeEachOther(t *testing.T, w *town) {
 		return len(a.table.Nodes()) == 2 && len(b.table.Nodes()) == 2 && len(c.table.Nodes()) == 2
 	})
 
-	var slowest time.Duration
+	var took []time.Duration
 	for range 10 {
 		b.local.Add("two", 1)
-		slowest = max(slowest, a.sees("two", map[string]int{"b": 1}), c.sees("two", map[string]int{"b": 1}))
+		took = append(took, a.sees("two", map[string]int{"b": 1}), c.sees("two", map[string]int{"b": 1}))
 		b.local.Add("two", -1)
-		slowest = max(slowest, a.sees("two", map[string]int{}), c.sees("two", map[string]int{}))
+		took = append(took, a.sees("two", map[string]int{}), c.sees("two", map[string]int{}))
 	}
-	if slowest > patience/4 { // with processors to spare it is some tens of milliseconds
-		t.Errorf("the slowest of 40 changes took %v, want it told at once", slowest)
+	slices.Sort(took)
+	if median := took[len(took)/2]; median > patience/8 { // with processors to spare it is some tens of milliseconds
+		t.Errorf("half of %d changes took more than %v, want them told at once", len(took), median)
 	}
 	b.local.Add("shared", 1)
 	c.local.Add("shared", 1)
@@ -83,9 +85,7 @@ func seeEachOther(t *testing.T, w *town) {
 	})
 	b.leave()
 	a.sees("shared", map[string]int{"c": 1})
-	if _, there := a.table.Node("b"); there {
-		t.Error("b has left and is still a node")
-	}
+	until(t, "b is no node any more", func() bool { _, there := a.table.Node("b"); return !there })
 	if err := b.stop(); err != nil {
 		t.Errorf("Run of b: %v", err)
 	}
@@ -131,8 +131,10 @@ func delayWeights(t *testing.T, w *town) {
 	a, b := w.join("a"), w.join("b")
 	a.local.Add("one", 3)
 	b.sees("one", map[string]int{"a": 3})
+	began := time.Now()
 	a.local.Add("one", 1)
-	if took := b.sees("one", map[string]int{"a": 4}); took < w.pace.lazy/2 {
+	b.sees("one", map[string]int{"a": 4})
+	if took := time.Since(began); took < w.pace.lazy/2 {
 		t.Errorf("a change of weight was written after %v, want it to wait for others", took)
 	}
 	a.local.Add("one", 1)

@@ -86,12 +86,12 @@ func answerDNS(t *testing.T, w *town) {
 	_, first := split(a.node.ProxyAddr)
 	_, second := split(b.node.ProxyAddr)
 	until(t, "both nodes are in DNS", func() bool { return slices.Equal(ports(), []int{first, second}) })
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	hosts, err := resolver.LookupHost(ctx, "pikod.service.consul.")
-	if err != nil || !slices.Contains(hosts, "127.0.0.1") {
-		t.Errorf("pikod.service.consul = %v, %v", hosts, err)
-	}
+	until(t, "pikod.service.consul is a name", func() bool { // a query may be lost, and gets five seconds
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		hosts, err := resolver.LookupHost(ctx, "pikod.service.consul.")
+		return err == nil && slices.Contains(hosts, "127.0.0.1")
+	})
 	b.leave()
 	until(t, "b is not in DNS", func() bool { return slices.Equal(ports(), []int{first}) })
 	session := sessionOf(a)
@@ -154,10 +154,8 @@ func passOver(t *testing.T, w *town) {
 		}
 	}
 	a.sees("good", map[string]int{"liar": 1})
+	until(t, "at least five bad entries were seen", func() bool { return a.metric("piko_consul_bad_entries_total") >= 5 })
 	if nodes, keys := len(a.table.Nodes()), len(a.table.Weights("liar")); nodes != 1 || keys != 1 {
 		t.Errorf("%d nodes with %d keys, want one with one", nodes, keys)
-	}
-	if n := a.metric("piko_consul_bad_entries_total"); n < 5 {
-		t.Errorf("%v bad entries counted, want some", n)
 	}
 }

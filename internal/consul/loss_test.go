@@ -121,12 +121,12 @@ func deregister(t *testing.T, w *town) {
 func stopRenewals(t *testing.T, w *town) {
 	b := w.join("b")
 	w.pace.renew = time.Hour
+	began := time.Now() // before a has a session
 	a := w.join("a")
 	a.local.Add("kept", 1)
 	b.sees("kept", map[string]int{"a": 1})
 	b.keeps(func() {
 		remote, _ := b.table.Node("a")
-		began := time.Now()
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
 		for remote.Doubt() != cluster.Orphan {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -24,7 +23,7 @@ import (
 )
 
 // startTime is how long a server may take until it has a leader.
-const startTime = 60 * time.Second
+const startTime = 2 * time.Minute
 
 // Consul is one server. It is for the goroutine of its test.
 type Consul struct {
@@ -37,6 +36,7 @@ type Consul struct {
 	place   Place
 	program string
 	dir     string
+	kept    []net.PacketConn // what keeps the ports while no process runs
 	cmd     *exec.Cmd
 	done    chan struct{} // closed when the process has ended
 }
@@ -149,7 +149,10 @@ func newConsul(t testing.TB, o Options, n int) *Consul {
 		}
 	}
 	c.write(settings)
-	t.Cleanup(c.Stop)
+	t.Cleanup(func() {
+		c.Stop()
+		c.release()
+	})
 	return c
 }
 
@@ -170,33 +173,6 @@ func program(t testing.TB) string {
 	}
 	t.Fatal("these tests need a Consul: run `make bin/consul` first, or name one by PIKO_CONSUL")
 	return ""
-}
-
-// freePorts returns ports that are free for TCP and UDP. Consul is told numbers, so another process could take one before it
-// does: they are drawn from below those that the system gives to connections and to listeners on port 0, and from above those
-// that the tests of e2e give to what they run.
-func freePorts(t testing.TB, n int) []int {
-	t.Helper()
-	ports := make([]int, 0, n)
-	for tries := 0; len(ports) < n; tries++ {
-		if tries > 1000 {
-			t.Fatal("there are no free ports on 127.0.0.1 between 22000 and 32000")
-		}
-		port := 22_000 + rand.IntN(10_000) //nolint:gosec // nobody gains from guessing it
-		address := fmt.Sprintf("127.0.0.1:%d", port)
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		defer func() { _ = l.Close() }()
-		u, err := net.ListenPacket("udp", address)
-		if err != nil {
-			continue
-		}
-		defer func() { _ = u.Close() }()
-		ports = append(ports, port)
-	}
-	return ports
 }
 
 func (c *Consul) file() string { return filepath.Join(c.dir, "consul.json") }
@@ -247,6 +223,7 @@ func (c *Consul) command(args ...string) *exec.Cmd {
 // Run starts the process, at first or again after Stop or Kill, with the data it had.
 func (c *Consul) Run() {
 	c.t.Helper()
+	c.release()
 	cmd := c.command("agent", "-config-file="+c.file())
 	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -291,6 +268,7 @@ func (c *Consul) end(signal os.Signal) {
 	<-c.done
 	timer.Stop()
 	c.cmd = nil
+	c.keep()
 }
 
 // Suspend has the process answer nothing until Resume.
@@ -318,7 +296,7 @@ func (c *Consul) CLI(args ...string) string {
 
 // leader returns the address of the leader, or "".
 func (c *Consul) leader() string {
-	body, err := c.Ask(http.MethodGet, "/v1/status/leader", "", time.Second)
+	body, err := c.Ask(http.MethodGet, "/v1/status/leader", "", 5*time.Second)
 	var leader string
 	if err != nil || json.Unmarshal(body, &leader) != nil {
 		return ""
