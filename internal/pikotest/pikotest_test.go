@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/pikoproxy/piko"
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/pikotest/ports"
 )
 
 // TestMain finds what a whole node, agent and forwarder leave behind when they have ended.
@@ -38,7 +40,12 @@ func say(word string) http.Handler {
 }
 
 func TestOneCallForEachPart(t *testing.T) {
-	n := StartNode(t)
+	port, err := ports.Keep() // so that nobody else answers there when the node has stopped
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(port.Release)
+	n := StartNode(t, func(c *config.Pikod) { c.Proxy.Listen = config.Address(port.Addr) })
 	a := StartAgent(t, n, HTTP("web", Serve(t, say("hello"))), TCP("tcp", ServeTCP(t, Echo)))
 	if status, body := get(t, n.Client(), "http://web.piko.test/"); status != 200 || body != "hello" {
 		t.Errorf("status %d, %q: want the service's answer", status, body)
@@ -51,6 +58,7 @@ func TestOneCallForEachPart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(Patience))
 	if _, err := io.WriteString(c, "ping"); err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +102,7 @@ func TestSettingsOfANodeCanBeEdited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_ = c.SetDeadline(time.Now().Add(Patience))
 	if _, err := io.WriteString(c, "ping"); err != nil {
 		t.Fatal(err)
 	}
