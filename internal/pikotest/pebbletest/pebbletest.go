@@ -29,7 +29,7 @@ import (
 	"time"
 )
 
-const startTime = 30 * time.Second
+const startTime = 2 * time.Minute
 
 // Pebble is one authority. It is for the goroutine of its test.
 type Pebble struct {
@@ -51,7 +51,8 @@ type Options struct {
 // Start runs an authority and waits until it answers.
 func Start(t testing.TB, o Options) *Pebble {
 	t.Helper()
-	dir, ports := t.TempDir(), freePorts(t, 4)
+	dir := t.TempDir()
+	ports, kept := freePorts(t, 4)
 	p := &Pebble{
 		Directory: fmt.Sprintf("https://127.0.0.1:%d/dir", ports[0]), CA: filepath.Join(dir, "cert.pem"),
 		manage: fmt.Sprintf("https://127.0.0.1:%d", ports[1]), Roots: x509.NewCertPool(),
@@ -79,6 +80,7 @@ func Start(t testing.TB, o Options) *Pebble {
 		t.Fatal(err)
 	}
 	dns := fmt.Sprintf("127.0.0.1:%d", ports[2])
+	_ = kept[2].Close() // the only one that is for UDP, too
 	run(t, nil, "pebble-challtestsrv", "-dnsserver", dns, "-management", fmt.Sprintf("127.0.0.1:%d", ports[3]), "-defaultIPv4", "127.0.0.1",
 		"-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "")
 	run(t, []string{"PEBBLE_VA_NOSLEEP=1", "PEBBLE_WFE_NONCEREJECT=0"}, "pebble", "-config", file, "-dnsserver", dns, "-strict")
@@ -157,12 +159,12 @@ func executable(path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// freePorts returns ports that nobody listens on, over UDP and TCP. The programs are told numbers, so another could take one
-// before they do: they are drawn from below those that the system gives to connections and to listeners on port 0, and from
-// above those that consultest draws from.
-func freePorts(t testing.TB, n int) []int {
+// freePorts returns ports that nobody listens on, over UDP and TCP, and their sockets for UDP. The programs are told numbers, so
+// another could take one before they do: they are drawn from below those that the system gives to connections and to listeners
+// on port 0, and from above those that consultest draws from. Others who draw pass ports over whose socket for UDP is open, which
+// it is until the end of the test or until it is closed.
+func freePorts(t testing.TB, n int) (out []int, kept []net.PacketConn) {
 	t.Helper()
-	var out []int
 	for tries := 0; len(out) < n; tries++ {
 		if tries > 1000 {
 			t.Fatal("there are no free ports on 127.0.0.1 between 32000 and 32700")
@@ -177,10 +179,10 @@ func freePorts(t testing.TB, n int) []int {
 		if err != nil {
 			continue
 		}
-		defer func() { _ = u.Close() }()
-		out = append(out, port)
+		t.Cleanup(func() { _ = u.Close() })
+		out, kept = append(out, port), append(kept, u)
 	}
-	return out
+	return out, kept
 }
 
 // selfSigned writes the certificate of the authority's server, and its key.
