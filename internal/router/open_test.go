@@ -152,19 +152,21 @@ func TestFaultsInARowEject(t *testing.T) {
 }
 
 func TestThoseOnTheirWayDoNotEjectAgain(t *testing.T) {
-	r := router.New(router.Options{Settings: router.Settings{EjectAfter: 5}})
-	r.Add("e", newSession("a"), router.UpstreamOptions{})
-	var streams []*router.Stream
-	for range 50 {
-		streams = append(streams, open(t, r, tcpRequest("e")))
-	}
-	for _, s := range streams {
-		s.Failed(io.ErrUnexpectedEOF)
-		_ = s.Reset()
-	}
-	if x, _ := r.Explain("e"); x.Upstreams[0].For != "10s" {
-		t.Errorf("ejected for %q, want 10s", x.Upstreams[0].For)
-	}
+	synctest.Test(t, func(t *testing.T) { // what is left of ten seconds is told
+		r := router.New(router.Options{Settings: router.Settings{EjectAfter: 5}})
+		r.Add("e", newSession("a"), router.UpstreamOptions{})
+		var streams []*router.Stream
+		for range 50 {
+			streams = append(streams, open(t, r, tcpRequest("e")))
+		}
+		for _, s := range streams {
+			s.Failed(io.ErrUnexpectedEOF)
+			_ = s.Reset()
+		}
+		if x, _ := r.Explain("e"); x.Upstreams[0].For != "10s" {
+			t.Errorf("ejected for %q, want 10s", x.Upstreams[0].For)
+		}
+	})
 }
 
 func TestAProbeWithoutVerdictIsNotTheLast(t *testing.T) {
