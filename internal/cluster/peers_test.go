@@ -137,8 +137,10 @@ func (m *member) remote(o *member) *cluster.Remote {
 // sees waits until m knows that o holds just these keys.
 func (m *member) sees(o *member, want map[string]int) {
 	m.t.Helper()
-	eventually(m.t, fmt.Sprintf("%s sees %v at %s", m.node.ID, want, o.node.ID), func() bool {
-		return maps.Equal(m.table.Weights(o.node.ID), want)
+	what := fmt.Sprintf("%s sees %.200s at %s", m.node.ID, fmt.Sprint(want), o.node.ID)
+	eventually(m.t, what, func() bool {
+		keys, _ := m.table.Size(o.node.ID) // to copy many all the time would hold up what is waited for
+		return keys == len(want) && maps.Equal(m.table.Weights(o.node.ID), want)
 	})
 }
 
