@@ -73,8 +73,9 @@ type Agent struct {
 
 	running sync.WaitGroup // listeners, and what retires them
 
-	mu   sync.Mutex // guards the following
-	life *lifetime  // nil while nothing runs
+	mu     sync.Mutex           // guards the following
+	life   *lifetime            // nil while nothing runs
+	latest map[string]*listener // that run, by endpoint; of two the later one
 }
 
 // shape is what the agent is under some settings.
@@ -103,7 +104,7 @@ func New(c config.Agent, o Options) (*Agent, error) {
 			return net.Listen(config.Address(address).Split())
 		}
 	}
-	a := &Agent{options: o}
+	a := &Agent{options: o, latest: map[string]*listener{}}
 	registry := console.NewRegistry(o.Version)
 	if o.Collector != nil {
 		registry.MustRegister(o.Collector)

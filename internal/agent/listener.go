@@ -30,7 +30,8 @@ type listener struct {
 	failing   atomic.Bool   // the last attempt failed; both false: there was none
 	changes   *rate.Limiter // log lines about that
 	unhealthy atomic.Bool
-	replaces  bool                          // another listener of this agent offers the endpoint until this one does
+	previous  *listener                     // whose place it takes: it may offer the endpoint still; used by offer only
+	succeeded atomic.Bool                   // another has taken the place of this one
 	stop      context.CancelFunc            // ends the offer; set before run
 	settled   chan struct{}                 // closed when the endpoint is offered, or it is clear that it can't be now
 	settle    sync.Once                     // closes it
@@ -77,11 +78,20 @@ func (l *listener) run(ctx, cut context.Context, client *piko.Client) {
 
 // offer listens until ctx ends. Streams that were accepted live on.
 func (l *listener) offer(ctx, cut context.Context, client *piko.Client, serve func(context.Context, *piko.Incoming)) {
+	if previous := l.previous; previous != nil {
+		// However quickly one follows the other, the last one must be the last to be offered.
+		select {
+		case <-previous.settled:
+		case <-ctx.Done():
+		}
+		previous.succeeded.Store(true)
+		l.previous = nil
+	}
 	options := []piko.ListenOption{
 		piko.InBackground(), piko.WithProtocol(piko.Protocol(l.settings.Protocol)), piko.WithWeight(l.settings.Weight),
 	}
-	if l.replaces {
-		options = append(options, piko.Replacing())
+	if !l.succeeded.Load() {
+		options = append(options, piko.Replacing()) // also one that has been closed, if that is not known yet
 	}
 	ln, err := client.Listen(ctx, l.settings.Endpoint, options...)
 	l.settleNow()

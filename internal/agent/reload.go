@@ -75,7 +75,6 @@ func (a *Agent) shape(c config.Agent, changed keys) (*shape, error) {
 			err = errors.Join(err, problem)
 			continue
 		}
-		l.replaces = old != nil
 		s.listeners = append(s.listeners, l)
 	}
 	return s, err
@@ -128,6 +127,8 @@ func (a *Agent) startLocked(l *listener) {
 		l.log.Warn("the service has a link-local address or the name of a metadata service: " +
 			"everybody who may reach the endpoint can read what it serves")
 	}
+	name := strings.ToLower(l.settings.Endpoint)
+	l.previous, a.latest[name] = a.latest[name], l
 	cut := a.life.cut
 	var ctx context.Context
 	ctx, l.stop = context.WithCancel(a.life.ctx)
@@ -135,10 +136,20 @@ func (a *Agent) startLocked(l *listener) {
 		defer l.settleNow()
 		defer l.stop()
 		l.run(ctx, cut, a.client)
-		if a.current.Load().byEndpoint()[strings.ToLower(l.settings.Endpoint)] == nil {
-			a.metrics.forget(strings.ToLower(l.settings.Endpoint))
+		a.ended(l)
+		if a.current.Load().byEndpoint()[name] == nil {
+			a.metrics.forget(name)
 		}
 	})
+}
+
+// ended forgets a listener that has ended.
+func (a *Agent) ended(l *listener) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if name := strings.ToLower(l.settings.Endpoint); a.latest[name] == l {
+		delete(a.latest, name)
+	}
 }
 
 // start runs the listeners that are new.
