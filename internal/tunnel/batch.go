@@ -22,8 +22,8 @@ const (
 	smallShare = 32 << 10
 	maxSmall   = 4 << 10
 
-	// maxHere is the longest write whose caller sends it itself. A longer one goes on filling the batch meanwhile.
-	maxHere = 16 << 10
+	// maxJoined is the longest write that is held back for others to go with it: a longer one is worth a message of its own.
+	maxJoined = 16 << 10
 
 	urgentRoom = 8 * frameSize
 	batchFront = websocket.HeaderRoom + urgentRoom
@@ -54,8 +54,8 @@ var (
 //	    | other frame                | done                          done |    | empty for 1-2 s
 //	    +----> the flusher           +------------> (nobody) <------------+    +--> ends
 //
-// Who has just written a small frame sends it himself, after everybody else who is about to write has had his turn: that joins
-// frames without a timer, and spares a lonely one the way to another goroutine. The flusher takes over when that is not enough.
+// Who has just written sends it himself: that spares it the way to another goroutine. With a small frame he waits until everybody
+// else who is about to write has had his turn, which joins frames without a timer. The flusher takes over when that is not enough.
 type writer struct {
 	batch   *batch
 	late    []byte // frames that go after the batch, for want of room in it
@@ -66,6 +66,7 @@ type writer struct {
 	alone   int       // messages in a row that had one such frame, though others were given the time to add theirs
 	yield   bool      // whoever has just written is to give them that time; of the one who sends
 	sending bool      // somebody sends
+	writing bool      // and is writing to the socket
 	running bool      // there is a flusher
 	parked  bool      // it waits for wake
 	handed  bool      // it is to send on
@@ -125,12 +126,17 @@ func (l *link) fullLocked(n int) bool {
 func (l *link) awaitRoomLocked() <-chan struct{} {
 	if l.room == nil {
 		l.room = make(chan struct{})
-		if l.stuck == nil { // else it watches already, since before this wait
-			l.stalls = l.flushes
-			l.stuck = time.AfterFunc(l.writeTimeout, l.checkStuck)
-		}
+		l.watchLocked()
 	}
 	return l.room
+}
+
+// watchLocked begins to watch whether the session is stuck, unless that is watched already. The caller holds mu.
+func (l *link) watchLocked() {
+	if l.stuck == nil {
+		l.stalls = l.flushes
+		l.stuck = time.AfterFunc(l.writeTimeout, l.checkStuck)
+	}
 }
 
 // roomLocked wakes those who wait for room, or for nobody to send. The caller holds mu.
@@ -141,13 +147,14 @@ func (l *link) roomLocked() {
 	}
 }
 
-// checkStuck ends the session when somebody waits for room and nothing was flushed since the timer was armed.
+// checkStuck ends the session when somebody waits for room, or for the socket, and nothing was flushed since the timer was
+// armed.
 func (l *link) checkStuck() {
 	l.mu.Lock()
-	stuck := l.room != nil && l.flushes == l.stalls
-	if l.stuck = nil; l.room != nil && !stuck && !l.closed && !l.broken {
-		l.stalls = l.flushes
-		l.stuck = time.AfterFunc(l.writeTimeout, l.checkStuck)
+	waiting := l.room != nil || l.writing
+	stuck := waiting && l.flushes == l.stalls
+	if l.stuck = nil; waiting && !stuck && !l.closed && !l.broken {
+		l.watchLocked()
 	}
 	l.mu.Unlock()
 	if stuck {
@@ -322,12 +329,17 @@ func (l *link) flush() {
 // The caller holds mu, which is released meanwhile.
 func (l *link) sendLocked() bool {
 	b, p := l.takeBatchLocked()
+	if cap(b.b) == largeBatch { // its writer may send it himself, and then waits for no room
+		l.watchLocked()
+	}
+	l.writing = true
 	l.mu.Unlock()
 	err := l.ws.WriteMasked(p, b.key)
 	if err != nil {
 		l.writeFailed(err)
 	}
 	l.mu.Lock()
+	l.writing = false
 	b.recycle()
 	if err == nil {
 		return true

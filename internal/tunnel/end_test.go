@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// stuck is a session whose agent has stopped reading, with a Write that is blocked because of it.
-func stuck(t *testing.T, o NodeOptions) (p *badPeer, blocked <-chan error) {
+// pour writes to a new stream until that fails, as soon as begin is closed.
+func pour(t *testing.T, p *badPeer, begin <-chan struct{}) <-chan error {
 	t.Helper()
-	p = newBadPeer(t, o)
 	st, id := p.open(t)
 	p.send(t, makeFrame(kindWindow, 0, id, 1<<30), nil)
 	failed := make(chan error, 1)
 	go func() {
+		<-begin
 		for {
 			if _, err := st.Write(make([]byte, maxFrame)); err != nil {
 				failed <- err
@@ -25,7 +25,22 @@ func stuck(t *testing.T, o NodeOptions) (p *badPeer, blocked <-chan error) {
 			}
 		}
 	}()
-	l := p.s.l
+	return failed
+}
+
+// stuck is a session whose agent has stopped reading, with a Write that is blocked because of it: it waits for room, while that of
+// another stream may wait for the socket.
+func stuck(t *testing.T, o NodeOptions) (p *badPeer, blocked <-chan error) {
+	t.Helper()
+	p = newBadPeer(t, o)
+	l, begin := p.s.l, make(chan struct{})
+	one, other := pour(t, p, begin), pour(t, p, begin)
+	close(begin)
+	failed := make(chan error, 2)
+	go func() {
+		failed <- <-one
+		failed <- <-other
+	}()
 	var flushes uint64
 	var since time.Time
 	eventually(t, "batch full", func() bool {
@@ -121,6 +136,16 @@ func TestWriteThatTakesTooLongEndsTheSession(t *testing.T) {
 	noLeaks(t)
 	p, blocked := stuck(t, NodeOptions{WriteTimeout: 50 * time.Millisecond})
 	wantError(t, receive(t, blocked, "end of Write"), ErrSessionClosed)
+	receive(t, p.s.Done(), "end of the session")
+}
+
+// Who sends what he has written waits for no room, but for the socket.
+func TestLoneWriteThatTakesTooLongEndsTheSession(t *testing.T) {
+	noLeaks(t)
+	begun := make(chan struct{})
+	close(begun)
+	p := newBadPeer(t, NodeOptions{WriteTimeout: 50 * time.Millisecond})
+	wantError(t, receive(t, pour(t, p, begun), "end of Write"), errStuck)
 	receive(t, p.s.Done(), "end of the session")
 }
 
@@ -354,15 +379,20 @@ func TestEndOfTheSessionSendsWhatWasWritten(t *testing.T) {
 		}
 		ended <- err
 	}()
+	var flushes uint64
+	var since time.Time
 	full := func() int64 {
 		s.l.mu.Lock()
 		defer s.l.mu.Unlock()
-		if s.l.batch == nil || len(s.l.batch.b) < maxBatch-smallShare-maxFrame {
+		if !s.l.writing || s.l.flushes != flushes {
+			flushes, since = s.l.flushes, time.Now()
+		}
+		if time.Since(since) < 50*time.Millisecond {
 			return 0
 		}
 		return initialWindow + 1<<30 - st.send - int64(header.length())
 	}
-	eventually(t, "batch full", func() bool { return full() > 0 })
+	eventually(t, "socket full", func() bool { return full() > 0 })
 	want := full()
 	go s.l.Close()
 	eventually(t, "closing", func() bool { return running("(*link).awaitFlusher") || s.Err() != nil })

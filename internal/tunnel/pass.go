@@ -10,6 +10,10 @@ import (
 // itself. Where many streams are busy, goroutines are woken to share the work, and what they cause to be written goes out together.
 const mixedFor = 16
 
+// directFrom is from how many bytes on what is read is handed on directly also where many streams are busy: to copy it, and to
+// wake somebody for it, costs more than is gained by sharing.
+const directFrom = 8 << 10
+
 // trier is a writer that can be asked not to wait.
 type trier interface {
 	// TryWrite writes what it can of p without waiting for anybody, and returns how much that is. What was wrong, the next
@@ -109,7 +113,7 @@ func (l *link) directLocked(s *Stream, p []byte) bool {
 	case l.first != s.id:
 		l.mixed = mixedFor
 	}
-	if s.sink == nil || !s.passing && (s.in.size > 0 || l.mixed > 0) {
+	if s.sink == nil || !s.passing && (s.in.size > 0 || l.mixed > 0 && len(p) < directFrom) {
 		return false
 	}
 	s.passing = true

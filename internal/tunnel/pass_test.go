@@ -136,6 +136,33 @@ func TestBusyStreamsAreNotServedDirectly(t *testing.T) {
 	}
 }
 
+// However busy others are, large pieces are not worth a copy.
+func TestLargePiecesAreServedDirectly(t *testing.T) {
+	l := offline(role{})
+	first, second := opened(t, l), opened(t, l)
+	served := map[*Stream]int{}
+	var chunk []byte
+	for _, s := range []*Stream{first, second} {
+		s.sink = func(p []byte) int {
+			served[s] += len(p)
+			return len(p)
+		}
+		if abuse := l.give(frames(makeFrame(kindWindow, flagACK, s.id, 0))); abuse != nil {
+			t.Fatal(abuse)
+		}
+		chunk = append(chunk, frames(makeFrame(kindData, 0, s.id, directFrom))...)
+	}
+	for range 3 {
+		if abuse := l.give(chunk); abuse != nil {
+			t.Fatal(abuse)
+		}
+		l.pass()
+	}
+	if served[first] != 3*directFrom || served[second] != 3*directFrom || first.in.size+second.in.size > 0 {
+		t.Errorf("served %v bytes directly: want all of both streams", served)
+	}
+}
+
 func TestWriteToOffersWhatComes(t *testing.T) {
 	s, a := pair(t)
 	near, far := connect(t, s, a)

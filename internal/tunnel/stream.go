@@ -207,7 +207,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return total, nil
 }
 
-// writeSome queues a frame with the beginning of p once there is room for it, and reports whether the caller is to send it.
+// writeSome queues frames with the beginning of p once there is room for one, and reports whether the caller is to send them.
 func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
 	l := s.l
 	l.mu.Lock()
@@ -236,7 +236,19 @@ func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
 		l.mu.Lock()
 	}
 	s.dataLocked(p[:n])
-	return n, l.kickLocked(n == len(p) && n <= maxHere), nil
+	for n < len(p) {
+		more := min(len(p)-n, maxFrame, int(s.send))
+		if more == 0 || l.fullLocked(more) {
+			break
+		}
+		s.dataLocked(p[n : n+more])
+		n += more
+	}
+	flush = l.kickLocked(true)
+	if flush && n > maxJoined {
+		l.yield = false
+	}
+	return n, flush, nil
 }
 
 // dataLocked queues a frame with p, for which there is room. The caller holds the link's mu, and kicks.
