@@ -14,7 +14,7 @@ import (
 
 const (
 	inlineLimit   = 8 << 10                 // a body up to this is read first and sent with the head in one write
-	chunkRoom     = len("4000") + len(crlf) // in front of a chunk of copyMiddle bytes
+	chunkRoom     = len("ffff") + len(crlf) // in front of a chunk of less than copyLarge bytes
 	lingerBytes   = 256 << 10               // of a body nobody wants any more, read so that the client sees the answer
 	lingerTimeout = 300 * time.Millisecond
 	crlf          = "\r\n"
@@ -42,11 +42,18 @@ type bodySender struct {
 // run copies until the body ends, the client or the service breaks, or somebody sets stopped.
 func (s *bodySender) run(buffers *copyBuffers) {
 	defer close(s.done)
-	room := buffers.middle.Get().(*[copyMiddle]byte)
-	defer buffers.middle.Put(room)
-	// Chunk header and trailing CRLF stand around what is read, so that a chunk is one write.
-	data := room[chunkRoom : len(room)-len(crlf)]
+	middle := buffers.middle.Get().(*[copyMiddle]byte)
+	defer buffers.middle.Put(middle)
+	var large *[copyLarge]byte
+	defer func() {
+		if large != nil {
+			buffers.large.Put(large)
+		}
+	}()
+	room := middle[:]
 	for {
+		// Chunk header and trailing CRLF stand around what is read, so that a chunk is one write.
+		data := room[chunkRoom : len(room)-len(crlf)]
 		n, err := s.body.Read(data)
 		s.read.Add(int64(n))
 		// Set before the write: whoever sees the service's answer to the last byte must find it set.
@@ -75,11 +82,20 @@ func (s *bodySender) run(buffers *copyBuffers) {
 			_ = s.stream.Reset()
 			return
 		}
+		// A large buffer is for a client that sends faster than we read: one that rests holds none.
+		switch full := n == len(data); {
+		case full && large == nil:
+			large = buffers.large.Get().(*[copyLarge]byte)
+			room = large[:]
+		case !full && large != nil:
+			buffers.large.Put(large)
+			large, room = nil, middle[:]
+		}
 	}
 }
 
 // write sends n bytes that stand behind the room for the chunk header.
-func (s *bodySender) write(room *[copyMiddle]byte, n int) error {
+func (s *bodySender) write(room []byte, n int) error {
 	from, to := chunkRoom, chunkRoom+n
 	if s.chunked {
 		to += copy(room[to:], crlf)
