@@ -247,7 +247,7 @@ func TestLinesShareWrites(t *testing.T) {
 		synctest.Wait()
 		put(t, a, line) // the next ones: together, after a pause
 		put(t, a, line)
-		time.Sleep(logPause)
+		<-time.After(logPause)
 		synctest.Wait()
 		for range logFull >> 10 { // enough for a write of its own
 			put(t, a, line)

@@ -2,8 +2,24 @@
 
 package socket
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
 
 func read(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.Read, fd, p) }
 
 func write(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.Write, fd, p) }
+
+// ordinary makes a call of which the runtime is told.
+func ordinary(call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, syscall.Errno) {
+	n, err := call(int(fd), p)
+	if err == nil {
+		return n, 0
+	}
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		errno = syscall.EIO // package syscall has no other errors
+	}
+	return 0, errno
+}

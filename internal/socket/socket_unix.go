@@ -49,19 +49,6 @@ func writeTo(fd uintptr, p []byte) (n int, errno syscall.Errno) {
 	}
 }
 
-// ordinary makes a call of which the runtime is told.
-func ordinary(call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, syscall.Errno) {
-	n, err := call(int(fd), p)
-	if err == nil {
-		return n, 0
-	}
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		errno = syscall.EIO // package syscall has no other errors
-	}
-	return 0, errno
-}
-
 // Conn is a connection whose socket is read and written by this package. It is made by [Wrap].
 //
 // As with any connection of package net, its methods may be called at any time from any goroutine; reads take turns, and so
