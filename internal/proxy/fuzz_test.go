@@ -14,6 +14,7 @@ import (
 	"testing/iotest"
 
 	"github.com/pikoproxy/piko/internal/config"
+	"github.com/pikoproxy/piko/internal/pikotest/corpus"
 	"github.com/pikoproxy/piko/internal/syntax"
 )
 
@@ -45,9 +46,9 @@ func readAnswer(r io.Reader) (h responseHead, body string, trailer []field, err 
 
 // What we take for a whole answer, net/http takes for the same answer; and the way the bytes are cut changes nothing.
 func FuzzAnswer(f *testing.F) {
-	for _, c := range hostileAnswers {
-		if len(c.text) < 4096 {
-			f.Add([]byte(c.text))
+	for _, c := range corpus.Replies {
+		if len(c.Text) < 4096 {
+			f.Add([]byte(c.Text))
 		}
 	}
 	f.Add([]byte("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: T\r\n\r\n2;e=\"f\"\r\nok\r\n0\r\nT: u\r\n\r\n"))
