@@ -115,6 +115,26 @@ func TestShutdownAnswersWhoWasAcceptedLate(t *testing.T) {
 	}
 }
 
+// Clients get no time of the processor either: who has just connected is waited for.
+func TestShutdownAnswersWhoSendsLate(t *testing.T) {
+	if onlyNetHTTP {
+		return // which has no such patience when it closes
+	}
+	withPipes(t, nil, func(t *testing.T, s *Server, p *pipes) {
+		c := p.connect(func(c net.Conn) net.Conn { return c })
+		late := time.After(firstCall - time.Millisecond)
+		over := make(chan error, 1)
+		go func() { over <- s.Shutdown(t.Context()) }()
+		<-p.closed
+		close(p.end)
+		<-late
+		answered(t, c, plainRequest)
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // behind is a connection of a process that gets no time of the processor for a while whenever it has set a deadline.
 type behind struct {
 	net.Conn

@@ -56,8 +56,8 @@ func (c *plainConn) hasMore() bool {
 	return (c.guard.Ahead() || socket.Waiting(c.below)) && c.guard.SetReadDeadline(time.Now().Add(lastCall)) == nil
 }
 
-// interrupt ends the connection if it waits for a request and nothing of one has come. One that was accepted just now has a
-// moment to send its first. Unless the connection answers, front.settling waits until it does, or has ended.
+// interrupt ends the connection if it waits for a request and nothing of one has come. One that was accepted just now has
+// firstCall to send its first. Unless the connection answers, front.settling waits until it does, or has ended.
 func (c *plainConn) interrupt(now time.Time) {
 	w := &c.watch
 	w.mu.Lock()
@@ -71,7 +71,7 @@ func (c *plainConn) interrupt(now time.Time) {
 	}
 	w.interrupted = true
 	until := past
-	if first := c.born.Add(lastCall); now.Before(first) {
+	if first := c.born.Add(firstCall); !w.used && now.Before(first) {
 		until = first
 	}
 	_ = c.guard.SetReadDeadline(until) // fails only on a closed connection
@@ -82,7 +82,7 @@ func (c *plainConn) settle() {
 	w := &c.watch
 	w.mu.Lock()
 	settling := w.settling
-	w.deciding, w.settling = false, false
+	w.deciding, w.settling, w.used = false, false, true
 	w.mu.Unlock()
 	if settling {
 		c.front.settling.done()

@@ -21,6 +21,7 @@ type watch struct {
 	idle        bool       // the connection waits for a request
 	since       time.Time  // when that wait began
 	deciding    bool       // it has read something, and it is not known yet who answers
+	used        bool       // a request has come
 	settling    bool       // somebody waits until it answers or ends
 	interrupted bool       // by us, so that it is not the client's doing when a read ends
 	gone        bool

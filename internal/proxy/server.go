@@ -124,6 +124,11 @@ type Server struct {
 // know that, be it on a connection that nobody has looked at yet, is answered.
 const lastCall = 300 * time.Millisecond
 
+// firstCall is how long a connection has for its first request, counted from when it was accepted, though nothing more is
+// accepted. Whoever has connected is about to send, however long the client's processor is busy with others, and can't know
+// that the request may be repeated.
+const firstCall = time.Second
+
 // New checks and assembles. It listens to nothing; see [Server.Serve].
 func New(o Options) (*Server, error) {
 	if o.Router == nil {
