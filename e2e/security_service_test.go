@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pikoproxy/piko/internal/pikotest/corpus"
 )
@@ -47,6 +48,7 @@ func TestSecurityHostileServices(t *testing.T) {
 	for i, bad := range corpus.Replies {
 		t.Run(bad.Name, func(t *testing.T) {
 			c := connect(t, n.proxy)
+			_ = c.SetDeadline(time.Now().Add(settle)) // a minute instead of ten for each
 			br := bufio.NewReader(c)
 			good := func(c net.Conn, br *bufio.Reader) error {
 				mustWrite(t, c, "GET /good HTTP/1.1\r\nHost: web.piko.test\r\n\r\n")
