@@ -213,6 +213,27 @@ func (f *front) retire() {
 	})
 }
 
+// farewell goes on as ever for a moment, in which clients that keep their connections learn that they should not, and then
+// ends the connections that rest. So little is left to wait for once nothing is accepted any more.
+func (f *front) farewell(ctx context.Context) {
+	for _, wait := range []func(context.Context) error{f.conns.wait, f.settling.wait} {
+		moment, cancel := context.WithTimeout(ctx, lastCall)
+		_ = wait(moment) // what is left is the concern of what follows
+		cancel()
+		f.interruptIdle()
+	}
+}
+
+// interruptIdle ends the plain connections that wait for a request.
+func (f *front) interruptIdle() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	for c := range f.plain {
+		c.interrupt(now)
+	}
+}
+
 // lastCall stops accepting, and then lets everything go on for a moment, unless all connections end before. That moment
 // counts from when nothing is accepted any more, which may be late: the clients know of nothing when the processor has no
 // time for us.
@@ -246,12 +267,7 @@ func (f *front) shutdown(ctx context.Context) {
 	_ = f.guarded.Close() // that it is closed is all that is wanted
 	<-f.over
 	f.closing.Store(true)
-	f.mu.Lock()
-	now := time.Now()
-	for c := range f.plain {
-		c.interrupt(now)
-	}
-	f.mu.Unlock()
+	f.interruptIdle()
 	_ = f.settling.wait(ctx)
 	// From here on net/http reads requests only to throw them away. Those that have come by then it must have begun with.
 	moment, cancel := context.WithTimeout(ctx, lastCall)

@@ -173,16 +173,46 @@ func TestShutdownAnswersWhatComesWhileItCloses(t *testing.T) {
 				}
 				over := make(chan error, 1)
 				go func() { over <- s.Shutdown(t.Context()) }()
-				<-p.closed
-				close(p.end)
 				<-b.interrupted
 				answered(t, c, request)
+				<-p.closed
+				close(p.end)
 				if err := <-over; err != nil {
 					t.Error(err)
 				}
 			})
 		})
 	}
+}
+
+// Who connects when nothing is accepted any more waits for another process to begin. So nothing is waited for then that could
+// have been waited for before.
+func TestShutdownAcceptsUntilThereIsLittleLeftToWaitFor(t *testing.T) {
+	if onlyNetHTTP {
+		return // which has connections that rest closed when it is shut down
+	}
+	withPipes(t, nil, func(t *testing.T, s *Server, p *pipes) {
+		kept := p.connect(func(c net.Conn) net.Conn { return c })
+		if _, err := io.WriteString(kept, plainRequest); err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := http.ReadResponse(bufio.NewReader(kept), nil); err != nil || readAll(t, resp) == "" || resp.Close {
+			t.Fatal(resp, err)
+		}
+		over := make(chan error, 1)
+		go func() { over <- s.Shutdown(t.Context()) }()
+		<-time.After(lastCall - time.Millisecond)
+		answered(t, p.connect(func(c net.Conn) net.Conn { return c }), plainRequest)
+		<-p.closed
+		began := time.Now()
+		close(p.end)
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("nothing is accepted for %v before the end", waited)
+		}
+	})
 }
 
 // A handshake that has not ended for want of time of ours is not broken off.

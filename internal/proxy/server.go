@@ -120,8 +120,9 @@ type Server struct {
 	kill   context.CancelFunc
 }
 
-// lastCall is how long connections are still read when no new ones are accepted. What a client has sent before it could
-// know that, be it on a connection that nobody has looked at yet, is answered.
+// lastCall is how long clients have to hear by an answer that it was their connection's last one, and how long connections
+// are still read when no new ones are accepted. What a client has sent before it could know that, be it on a connection
+// that nobody has looked at yet, is answered.
 const lastCall = 300 * time.Millisecond
 
 // firstCall is how long a connection has for its first request, counted from when it was accepted, though nothing more is
@@ -250,8 +251,9 @@ type noFlusher struct{}
 // Flush does nothing.
 func (noFlusher) Flush() {}
 
-// Shutdown stops accepting, answers for a moment longer what clients have sent already, closes idle connections, and waits
-// for running requests and switched connections until ctx ends; what is left then is cut off, so that both its ends see
+// Shutdown answers for a moment as ever, but for the last time on each connection, closes idle connections, and only then
+// stops accepting: who connects after that may have to wait until another process has begun. It answers what clients have sent
+// already, and waits for running requests and switched connections until ctx ends; what is left then is cut off, so that both its ends see
 // it break. It returns when nothing runs any more, with ctx's error if something had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
@@ -262,6 +264,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	var wait sync.WaitGroup
 	for _, f := range fronts {
 		wait.Go(func() {
+			f.farewell(ctx)
 			f.lastCall(ctx)
 			f.shutdown(ctx)
 		})

@@ -39,12 +39,12 @@ func onItsWay(t *testing.T) error {
 		defer close(done)
 		f.stopOnce()
 	}()
-	for { // until nobody accepts
-		c, err := net.Dial("tcp", f.addr)
+	for told := false; !told; { // until the node is stopping
+		resp, _, err := f.raw(request)
 		if err != nil {
-			break
+			t.Fatal(err)
 		}
-		c.Close()
+		told = resp.Close
 	}
 	var failed error
 	for name, conn := range map[string]struct {
