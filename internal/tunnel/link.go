@@ -53,6 +53,8 @@ type link struct {
 	born    []*Stream
 	fed     []*Stream // who got something from the bytes being read
 	direct  []passage // of those bytes, what is for a WriteTo; see pass
+	first   uint32    // the first stream that got something from them; 0: none yet
+	mixed   int       // how often only one must get something until it is served directly
 	held    int64     // bytes of all streams, without the control stream, that nobody has read yet
 	cause   error     // why the session ended
 	broken  bool      // end without draining

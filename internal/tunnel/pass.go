@@ -6,15 +6,13 @@ import (
 	"os"
 )
 
-const (
-	// maxDirect is how many pieces of what is read at once the goroutine that reads hands on itself. Where more come, it does not
-	// keep up alone, and goroutines are woken to share the work.
-	maxDirect = 16
+// mixedFor is how often in a row what is read at once must be for one stream before the goroutine that reads hands it on
+// itself. Where many streams are busy, goroutines are woken to share the work, and what they cause to be written goes out together.
+const mixedFor = 16
 
-	// directFrom is from how many bytes on a piece is handed on directly all the same: to copy it, and to wake somebody for it,
-	// costs more than is gained by sharing.
-	directFrom = 8 << 10
-)
+// directFrom is from how many bytes on what is read is handed on directly also where many streams are busy: to copy it, and to
+// wake somebody for it, costs more than is gained by sharing.
+const directFrom = 8 << 10
 
 // trier is a writer that can be asked not to wait.
 type trier interface {
@@ -108,7 +106,14 @@ func (s *Stream) readyLocked() (bool, error) {
 
 // directLocked notes p for the sink of a stream, and reports whether that is possible. The caller holds mu.
 func (l *link) directLocked(s *Stream, p []byte) bool {
-	if s.sink == nil || !s.passing && (s.in.size > 0 || len(l.direct) >= maxDirect && len(p) < directFrom) {
+	switch {
+	case l.first == 0:
+		l.first = s.id
+		l.mixed = max(l.mixed-1, 0)
+	case l.first != s.id:
+		l.mixed = mixedFor
+	}
+	if s.sink == nil || !s.passing && (s.in.size > 0 || l.mixed > 0 && len(p) < directFrom) {
 		return false
 	}
 	s.passing = true
@@ -119,6 +124,7 @@ func (l *link) directLocked(s *Stream, p []byte) bool {
 
 // pass offers what was noted to the sinks. Only the goroutine that reads calls it.
 func (l *link) pass() {
+	l.first = 0
 	if len(l.direct) == 0 {
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -57,7 +58,7 @@ func (w *sluggish) TryWrite(p []byte) int {
 	return n
 }
 
-// Few streams are given what comes directly, of many some are woken, and what is not taken changes from one way to the other.
+// One stream is given what comes directly, of many each is woken, and a few change between both.
 func TestWriteToCarriesEverythingInOrder(t *testing.T) {
 	for _, streams := range []int{1, 2, 32} {
 		t.Run(strconv.Itoa(streams), func(t *testing.T) { carryInOrder(t, streams) })
@@ -99,36 +100,66 @@ func carryInOrder(t *testing.T, streams int) {
 	}
 }
 
-// The goroutine that reads hands on some small pieces itself, of however many streams, and all that are large.
-func TestWhatIsServedDirectly(t *testing.T) {
+func TestBusyStreamsAreNotServedDirectly(t *testing.T) {
 	l := offline(role{})
-	var streams []*Stream
+	first, second := opened(t, l), opened(t, l)
+	served := 0
+	for _, s := range []*Stream{first, second} {
+		s.sink = func(p []byte) int {
+			served++
+			return len(p)
+		}
+		if abuse := l.give(frames(makeFrame(kindWindow, flagACK, s.id, 0))); abuse != nil {
+			t.Fatal(abuse)
+		}
+	}
+	one, other := frames(makeFrame(kindData, 0, first.id, 10)), frames(makeFrame(kindData, 0, second.id, 10))
+	for i, step := range []struct {
+		chunk       []byte
+		times, want int
+	}{{one, 5, 5}, {other, 5, 5}, {slices.Concat(one, other), 1, 1}, {slices.Concat(other, one), 1, 0}, {one, mixedFor - 1, 0}, {other, 3, 3}} {
+		served = 0
+		for range step.times {
+			if abuse := l.give(step.chunk); abuse != nil {
+				t.Fatal(abuse)
+			}
+			l.pass()
+			for _, s := range []*Stream{first, second} {
+				if _, err := io.ReadFull(s, make([]byte, s.in.size)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if served != step.want {
+			t.Errorf("step %d: %d times served directly: want %d", i, served, step.want)
+		}
+	}
+}
+
+// However busy others are, large pieces are not worth a copy.
+func TestLargePiecesAreServedDirectly(t *testing.T) {
+	l := offline(role{})
+	first, second := opened(t, l), opened(t, l)
 	served := map[*Stream]int{}
-	for range maxDirect + 2 {
-		s := opened(t, l)
+	var chunk []byte
+	for _, s := range []*Stream{first, second} {
 		s.sink = func(p []byte) int {
 			served[s] += len(p)
 			return len(p)
 		}
-		mustGive(t, l, makeFrame(kindWindow, flagACK, s.id, 0))
-		streams = append(streams, s)
-	}
-	var chunk []byte
-	for _, s := range streams[1:] {
-		chunk = append(chunk, frames(makeFrame(kindData, 0, s.id, 10))...)
-	}
-	chunk = append(chunk, frames(makeFrame(kindData, 0, streams[0].id, directFrom))...)
-	if abuse := l.give(chunk); abuse != nil {
-		t.Fatal(abuse)
-	}
-	l.pass()
-	if have := served[streams[0]]; have != directFrom {
-		t.Errorf("%d bytes of a large piece served directly, want all", have)
-	}
-	for i, s := range streams[1:] {
-		if direct := served[s] == 10; direct != (i < maxDirect) || s.in.size != 10-served[s] {
-			t.Errorf("small piece %d: %d bytes served directly, %d wait", i, served[s], s.in.size)
+		if abuse := l.give(frames(makeFrame(kindWindow, flagACK, s.id, 0))); abuse != nil {
+			t.Fatal(abuse)
 		}
+		chunk = append(chunk, frames(makeFrame(kindData, 0, s.id, directFrom))...)
+	}
+	for range 3 {
+		if abuse := l.give(chunk); abuse != nil {
+			t.Fatal(abuse)
+		}
+		l.pass()
+	}
+	if served[first] != 3*directFrom || served[second] != 3*directFrom || first.in.size+second.in.size > 0 {
+		t.Errorf("served %v bytes directly: want all of both streams", served)
 	}
 }
 
