@@ -105,6 +105,10 @@ func (c *shaking) finish() {
 // NetConn returns the connection below.
 func (c *shaking) NetConn() net.Conn { return c.Conn }
 
+// Bare returns the connection below, which may be read and written without this one: nobody knows the connection before its
+// handshake is over.
+func (c *shaking) Bare() net.Conn { return c.Conn }
+
 // CloseWrite ends our direction.
 func (c *shaking) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {

@@ -242,3 +242,38 @@ func TestAClientSendsNoMoreThanAHandshakeNeeds(t *testing.T) {
 	<-sent
 	_ = far.Close()
 }
+
+// What becomes of a connection over TLS goes by its socket: how a reset is told from an end, and how it is read and written.
+func TestTheSocketBelowTLSIsFound(t *testing.T) {
+	server, client := secured(t)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := NewListener(inner, Options{TLS: server, Limits: func() Limits { return Limits{} }})
+	defer func() { _ = l.Close() }()
+	dialed := make(chan *tls.Conn, 1)
+	go func() {
+		c, err := tls.Dial("tcp", inner.Addr().String(), client)
+		if err != nil {
+			t.Error(err)
+		}
+		dialed <- c
+	}()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = accepted.Close() }()
+	if c := <-dialed; c != nil {
+		defer func() { _ = c.Close() }()
+	}
+	below := Of(accepted).NetConn().(*tls.Conn).NetConn()
+	bare, ok := below.(interface{ Bare() net.Conn })
+	if !ok {
+		t.Fatalf("%T hides what is below it", below)
+	}
+	if c, ok := bare.Bare().(*net.TCPConn); !ok {
+		t.Errorf("below is %T, want the socket", c)
+	}
+}
