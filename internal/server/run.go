@@ -176,7 +176,7 @@ func (s *Server) drain(ctx context.Context) {
 		others.handOver(ctx)
 	}
 
-	// 3. The proxy takes nothing new. Running requests and upgraded connections finish.
+	// 3. The proxy parts with its clients, and then takes nothing new. Running requests and upgraded connections finish.
 	if err := s.proxy.Shutdown(ctx); err != nil {
 		log.WithError(err).Warn("requests were cut off")
 	}
