@@ -19,10 +19,14 @@ type receiver struct {
 
 // Receive waits until something has come from the peer, and calls use with the data in it, if any; use must not keep it.
 // It returns the errors of [Conn.Read], and that of use. On a plain TCP socket no buffer is held while it waits, else 512 bytes.
-// Calls of Read and Receive may not be mixed.
+// What a Read has left behind comes first.
 func (c *Conn) Receive(use func(data []byte) error) error {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
+	if len(c.rest) > 0 {
+		defer c.release()
+		return use(c.rest)
+	}
 	if c.rerr != nil {
 		return c.rerr
 	}
@@ -39,6 +43,30 @@ func (c *Conn) Receive(use func(data []byte) error) error {
 	defer buffers.Put(buf)
 	c.lastRead.Store(int64(time.Since(c.start)))
 	return c.deliver(buf.bytes[:n], use)
+}
+
+// WriteTo implements [io.WriterTo]: it writes what the peer sends to w until the peer has ended its direction, as [Conn.Receive]
+// does, so that no large buffer is held while nothing comes.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	total := int64(0)
+	var failed error // a Write
+	use := func(data []byte) error {
+		n, err := w.Write(data)
+		total += int64(n)
+		failed = err
+		return err
+	}
+	for {
+		err := c.Receive(use)
+		switch {
+		case failed != nil:
+			return total, failed
+		case errors.Is(err, io.EOF):
+			return total, nil
+		case err != nil:
+			return total, err
+		}
+	}
 }
 
 // receiveInto is Receive with a buffer: a small one as long as that is not filled.
