@@ -39,6 +39,11 @@ const (
 	// it looks whether there are any by now.
 	aloneAfter = 32
 	probeEvery = 16
+
+	// enough frames in a batch, or one for each enoughOf streams, are not made to wait for more: the far end has something to do
+	// meanwhile, and what each would save of the price of a write is little by then.
+	enough   = 8
+	enoughOf = 8
 )
 
 var (
@@ -55,7 +60,8 @@ var (
 //	    +----> the flusher           +------------> (nobody) <------------+    +--> ends
 //
 // Who has just written sends it himself: that spares it the way to another goroutine. With a small frame he waits until everybody
-// else who is about to write has had his turn, which joins frames without a timer. The flusher takes over when that is not enough.
+// else who is about to write has done so, or until there is enough, which then is sent by who has written last: that joins frames
+// without a timer. The flusher takes over when that is not enough.
 type writer struct {
 	batch   *batch
 	late    []byte // frames that go after the batch, for want of room in it
@@ -64,8 +70,10 @@ type writer struct {
 	owing   []*Stream // whom there was no room to credit
 	frames  int       // of data, in the batch
 	alone   int       // messages in a row that had one such frame, though others were given the time to add theirs
-	yield   bool      // whoever has just written is to give them that time; of the one who sends
+	yield   bool      // whoever has just written is to give them that time
 	sending bool      // somebody sends
+	turn    uint64    // the number of the last duty to do so
+	waiting bool      // who has it waits for others
 	writing bool      // and is writing to the socket
 	running bool      // there is a flusher
 	parked  bool      // it waits for wake
@@ -165,7 +173,7 @@ func (l *link) checkStuck() {
 // queueLocked queues a frame without a body that does not wait for room, and has it sent. The caller holds mu.
 func (l *link) queueLocked(h frame) {
 	l.appendLocked(h, nil)
-	l.kickLocked(false)
+	l.kickLocked(false, false)
 }
 
 // urgentLocked queues a frame to be sent first, or when there is no room for that with the others. The caller holds mu.
@@ -178,7 +186,7 @@ func (l *link) urgentLocked(h frame) {
 		return
 	}
 	l.nurgent += copy(l.urgent[l.nurgent:], h)
-	l.kickLocked(false)
+	l.kickLocked(false, false)
 }
 
 // appendLocked queues a frame, which the caller then has sent by kickLocked. The caller holds mu.
@@ -244,19 +252,34 @@ func (l *link) refillLocked() {
 	}
 }
 
-// kickLocked makes sure that somebody sends what waits. With here, it may report true: the caller is to call flushHere, when
-// it has released mu. The caller holds mu.
-func (l *link) kickLocked(here bool) bool {
-	if l.sending || l.closed || l.broken || l.batch == nil && l.nurgent == 0 {
-		return false
+// duty is what who has just written may have to do: to send what waits.
+type duty struct {
+	turn uint64 // 0: somebody else does
+	wait bool   // for others who are about to write
+}
+
+// kickLocked makes sure that somebody sends what waits. With here that may be the caller, who then calls flushHere when it has
+// released mu. patient tells that others may be waited for. The caller holds mu.
+func (l *link) kickLocked(here, patient bool) duty {
+	if l.closed || l.broken || l.batch == nil && l.nurgent == 0 {
+		return duty{}
 	}
-	l.sending = true
-	if here {
-		l.yield = l.alone < aloneAfter || l.flushes%probeEvery == 0
-		return true
+	switch {
+	case !l.sending && here:
+		l.sending = true
+		l.yield = patient && (l.alone < aloneAfter || l.flushes%probeEvery == 0)
+		l.waiting = l.yield
+	case !l.sending:
+		l.sending = true
+		l.handOverLocked()
+		return duty{}
+	case here && l.waiting && (!patient || l.frames >= max(enough, l.nstreams/enoughOf)):
+		l.waiting = false
+	default:
+		return duty{}
 	}
-	l.handOverLocked()
-	return false
+	l.turn++
+	return duty{l.turn, l.waiting}
 }
 
 // handOverLocked has the flusher send on. The caller holds mu, and was the one to send.
@@ -279,12 +302,16 @@ func (l *link) handOverLocked() {
 }
 
 // flushHere sends what waits, in the goroutine that has just written.
-func (l *link) flushHere() {
-	if l.yield { // it is dear when nobody comes: an idle thread is woken to look for work
+func (l *link) flushHere(d duty) {
+	if d.wait { // it is dear when nobody comes: an idle thread is woken to look for work
 		runtime.Gosched()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.turn != d.turn {
+		return // another one did not want to wait
+	}
+	l.waiting = false
 	if !l.sendLocked() {
 		return
 	}

@@ -40,6 +40,52 @@ func opened(t *testing.T, l *link) *Stream {
 	return st
 }
 
+// Who waits for others to add their frames is not waited for when there are enough.
+func TestEnoughFramesWaitForNobody(t *testing.T) {
+	for name, test := range map[string]struct {
+		streams, frames int
+		patient         bool
+	}{
+		"enough":       {1, enough, true},
+		"many streams": {10 * enoughOf, 10, true},
+		"a large one":  {1, 2, false},
+	} {
+		l := offline(role{})
+		st := opened(t, l)
+		drained(t, l)
+		l.mu.Lock()
+		l.nstreams = test.streams
+		l.sending = false
+		write := func(patient bool) duty {
+			st.dataLocked([]byte("x"))
+			return l.kickLocked(true, patient)
+		}
+		first := write(true)
+		if first.turn == 0 || !first.wait {
+			t.Errorf("%s: who writes first has the duty %+v: want one that waits", name, first)
+		}
+		var last duty
+		for i := 1; i < test.frames; i++ {
+			if last.turn != 0 {
+				t.Errorf("%s: frame %d of %d is not waited for", name, i, test.frames)
+			}
+			last = write(test.patient)
+		}
+		if last.turn == 0 || last.wait {
+			t.Errorf("%s: who writes last has the duty %+v: want one that waits for nobody", name, last)
+		}
+		if late := write(true); late.turn != 0 {
+			t.Errorf("%s: after that another has the duty %+v: want none", name, late)
+		}
+		flushes := l.flushes
+		l.mu.Unlock()
+		l.flushHere(first)
+		if l.flushes != flushes {
+			t.Errorf("%s: who had waited sent what had become another's duty", name)
+		}
+	}
+}
+
 func TestUrgentFramesGoFirst(t *testing.T) {
 	l := offline(role{})
 	st := opened(t, l)

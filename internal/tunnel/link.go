@@ -372,10 +372,10 @@ func (l *link) measure(limit time.Duration) error {
 	l.pingID, l.pingSent, l.answered = 0x70696b6f, l.now(), answered
 	ping := makeFrame(kindPing, flagSYN, 0, l.pingID)
 	l.appendLocked(ping[:], nil)
-	send := l.kickLocked(true)
+	d := l.kickLocked(true, true)
 	l.mu.Unlock()
-	if send {
-		l.flushHere()
+	if d.turn != 0 {
+		l.flushHere(d)
 	}
 	patience := time.NewTimer(limit)
 	defer patience.Stop()

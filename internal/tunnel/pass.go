@@ -118,6 +118,12 @@ func (l *link) directLocked(s *Stream, p []byte) bool {
 	}
 	s.passing = true
 	s.flight += len(p)
+	if n := len(l.direct); n > 0 && l.direct[n-1].s == s {
+		// Only headers stand between the two, which have been read: moved together they are one write.
+		d := &l.direct[n-1]
+		d.data = append(d.data, p...)
+		return true
+	}
 	l.direct = append(l.direct, passage{s: s, data: p})
 	return true
 }
@@ -174,6 +180,6 @@ func (s *Stream) TryWrite(p []byte) int {
 		s.dataLocked(p[total : total+n])
 		total += n
 	}
-	l.kickLocked(false)
+	l.kickLocked(false, false)
 	return total
 }

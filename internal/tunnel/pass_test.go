@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -160,6 +161,43 @@ func TestLargePiecesAreServedDirectly(t *testing.T) {
 	}
 	if served[first] != 3*directFrom || served[second] != 3*directFrom || first.in.size+second.in.size > 0 {
 		t.Errorf("served %v bytes directly: want all of both streams", served)
+	}
+}
+
+// What the far end has cut into frames goes on in one piece.
+func TestFramesOfOneReadAreServedTogether(t *testing.T) {
+	l := offline(role{})
+	first, second := opened(t, l), opened(t, l)
+	served := map[*Stream][]string{}
+	for _, s := range []*Stream{first, second} {
+		s.sink = func(p []byte) int {
+			served[s] = append(served[s], string(p))
+			return len(p) - 1
+		}
+		if abuse := l.give(frames(makeFrame(kindWindow, flagACK, s.id, 0))); abuse != nil {
+			t.Fatal(abuse)
+		}
+	}
+	piece := func(s *Stream, c byte) []byte {
+		h := makeFrame(kindData, 0, s.id, directFrom)
+		return append(h[:], bytes.Repeat([]byte{c}, directFrom)...)
+	}
+	credit := makeFrame(kindWindow, 0, second.id, 1)
+	chunk := slices.Concat(piece(first, 'a'), credit[:], piece(first, 'b'), piece(second, 'x'), piece(first, 'c'))
+	if abuse := l.give(chunk); abuse != nil {
+		t.Fatal(abuse)
+	}
+	l.pass()
+	a, b, c, x := strings.Repeat("a", directFrom), strings.Repeat("b", directFrom), strings.Repeat("c", directFrom), strings.Repeat("x", directFrom)
+	if have := served[first]; len(have) != 1 || have[0] != a+b {
+		t.Errorf("the first was offered %d pieces, or others: want the two before those of another stream as one", len(have))
+	}
+	if have := served[second]; len(have) != 1 || have[0] != x {
+		t.Errorf("the second was offered %d pieces, or others", len(have))
+	}
+	left := make([]byte, first.in.size)
+	if _, err := io.ReadFull(first, left); err != nil || string(left) != "b"+c {
+		t.Errorf("%d bytes are left, or others, %v: want what was not taken, and what came after that", len(left), err)
 	}
 }
 

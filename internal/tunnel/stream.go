@@ -113,7 +113,7 @@ func (s *Stream) consumedLocked(n int) {
 	s.countLocked(n)
 	if !s.gone && !s.finIn && s.greet == 0 && s.grantLocked() >= s.limitLocked()/2 {
 		s.l.creditLocked(s)
-		s.l.kickLocked(false)
+		s.l.kickLocked(false, false)
 	}
 }
 
@@ -195,10 +195,10 @@ func (s *Stream) Write(p []byte) (int, error) {
 	defer s.wmu.Unlock()
 	total := 0
 	for total < len(p) {
-		n, flush, err := s.writeSome(p[total:])
+		n, d, err := s.writeSome(p[total:])
 		total += n
-		if flush {
-			s.l.flushHere()
+		if d.turn != 0 {
+			s.l.flushHere(d)
 		}
 		if err != nil {
 			return total, err
@@ -207,14 +207,14 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return total, nil
 }
 
-// writeSome queues frames with the beginning of p once there is room for one, and reports whether the caller is to send them.
-func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
+// writeSome queues frames with the beginning of p once there is room for one, and tells whether the caller is to send them.
+func (s *Stream) writeSome(p []byte) (n int, d duty, err error) {
 	l := s.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
 		if err := s.writableLocked(); err != nil {
-			return 0, false, err
+			return 0, duty{}, err
 		}
 		n = min(len(p), maxFrame, int(s.send))
 		full := l.fullLocked(n)
@@ -222,7 +222,7 @@ func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
 			break
 		}
 		if s.wlimit.passed() {
-			return 0, false, os.ErrDeadlineExceeded
+			return 0, duty{}, os.ErrDeadlineExceeded
 		}
 		var room <-chan struct{}
 		if n > 0 {
@@ -244,11 +244,7 @@ func (s *Stream) writeSome(p []byte) (n int, flush bool, err error) {
 		s.dataLocked(p[n : n+more])
 		n += more
 	}
-	flush = l.kickLocked(true)
-	if flush && n > maxJoined {
-		l.yield = false
-	}
-	return n, flush, nil
+	return n, l.kickLocked(true, n <= maxJoined), nil
 }
 
 // dataLocked queues a frame with p, for which there is room. The caller holds the link's mu, and kicks.
