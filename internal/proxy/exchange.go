@@ -130,7 +130,7 @@ func (x *exchange) examine() *fault.Fault {
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !syntax.IsToken(r.Method) {
 		return &fault.MethodNotAllowed
 	}
-	if limit := x.settings.MaxHeaderFields; limit > 0 && countFields(r.Header) > limit {
+	if limit := x.settings.MaxHeaderFields; limit > 0 && x.countFields() > limit {
 		return &fault.TooManyFields
 	}
 	if x.settings.Underscores == rejectUnderscores && hasTwin(r.Header) {
@@ -149,15 +149,17 @@ func (x *exchange) examine() *fault.Fault {
 	if f := x.name(); f != nil {
 		return f
 	}
-	for _, line := range r.Header["Connection"] {
+	for _, line := range x.lines(hasConnection, "Connection") {
 		x.options.parse(line)
 	}
 	if x.options.bad || x.options.guarded {
 		return &fault.ProtectedHeader
 	}
-	if lines := r.Header["Max-Forwards"]; r.Method == http.MethodOptions && len(lines) == 1 {
-		if n, ok := syntax.ParseLength(lines[0]); ok {
-			x.maxForwards = n
+	if r.Method == http.MethodOptions {
+		if lines := r.Header["Max-Forwards"]; len(lines) == 1 {
+			if n, ok := syntax.ParseLength(lines[0]); ok {
+				x.maxForwards = n
+			}
 		}
 	}
 	switch {
@@ -190,7 +192,7 @@ func (x *exchange) name() (f *fault.Fault) {
 		x.tcp = true
 		x.endpoint, f = parseEndpoint(name)
 	} else {
-		x.endpoint, f = endpointOf(x.r, x.settings)
+		x.endpoint, f = x.endpointOf()
 	}
 	x.tenant = x.settings.tenantOf(x.r.Host)
 	x.record.endpoint = x.endpoint
@@ -200,7 +202,7 @@ func (x *exchange) name() (f *fault.Fault) {
 // expectations reads Expect and Upgrade.
 func (x *exchange) expectations() *fault.Fault {
 	r := x.r
-	if lines := r.Header["Expect"]; len(lines) > 0 && r.ProtoAtLeast(1, 1) {
+	if lines := x.lines(hasExpect, "Expect"); len(lines) > 0 && r.ProtoAtLeast(1, 1) {
 		if len(lines) > 1 || !strings.EqualFold(trimOWS(lines[0]), "100-continue") {
 			return &fault.ExpectationFailed
 		}
@@ -208,7 +210,7 @@ func (x *exchange) expectations() *fault.Fault {
 	}
 	// An upgrade is one token, asked for on this connection, over HTTP/1.1 (RFC 9110, 7.8). h2c would let requests
 	// through that nobody looks at. Everything else is an ordinary request, from which the field is removed.
-	if lines := r.Header["Upgrade"]; len(lines) == 1 && x.options.upgrade && r.ProtoMajor == 1 && r.ProtoMinor >= 1 &&
+	if lines := x.lines(hasUpgrade, "Upgrade"); len(lines) == 1 && x.options.upgrade && r.ProtoMajor == 1 && r.ProtoMinor >= 1 &&
 		!x.expect && (x.body == noBody || x.fitsInline()) {
 		token := lines[0]
 		protocol, _, _ := strings.Cut(token, "/")
@@ -233,7 +235,7 @@ func (x *exchange) fitsInline() bool {
 // streamHeader is what an agent is told about the stream.
 func (x *exchange) streamHeader(protocol string) tunnel.Header {
 	h := tunnel.Header{Endpoint: x.endpoint, Protocol: protocol, Client: x.origin.client}
-	if trace := x.r.Header["Traceparent"]; len(trace) == 1 {
+	if trace := x.lines(hasTrace, "Traceparent"); len(trace) == 1 {
 		h.Trace = trace[0]
 	}
 	return h

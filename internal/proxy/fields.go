@@ -124,10 +124,13 @@ func inTrailer(name string) bool {
 	return !dropped(name) && !forwarding(name)
 }
 
-// countFields returns the number of field lines.
-func countFields(h http.Header) int {
+// countFields returns the number of field lines of the request.
+func (x *exchange) countFields() int {
+	if x.plain != nil {
+		return len(x.plain.fields)
+	}
 	n := 0
-	for _, lines := range h {
+	for _, lines := range x.r.Header {
 		n += len(lines)
 	}
 	return n

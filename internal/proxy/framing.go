@@ -86,7 +86,7 @@ func (x *exchange) closeWrite() {
 
 // resume lets the guard read on behind a request that might have changed the protocol, and has not.
 func (x *exchange) resume() {
-	if !x.switched && x.r.ProtoMajor == 1 && x.r.ProtoMinor > 0 && len(x.r.Header["Upgrade"]) > 0 {
+	if !x.switched && x.r.ProtoMajor == 1 && x.r.ProtoMinor > 0 && len(x.lines(hasUpgrade, "Upgrade")) > 0 {
 		x.guard().Resume()
 	}
 }

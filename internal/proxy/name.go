@@ -17,8 +17,8 @@ const (
 
 // endpointOf returns the canonical name of the endpoint that the request is for. A header that is there decides alone,
 // also when it is empty: what one hop takes for absent, another could take for a name.
-func endpointOf(r *http.Request, s *Settings) (string, *fault.Fault) {
-	switch lines := r.Header[endpointHeader]; len(lines) {
+func (x *exchange) endpointOf() (string, *fault.Fault) {
+	switch lines := x.lines(hasEndpoint, endpointHeader); len(lines) {
 	case 0:
 	case 1:
 		name, err := endpoint.Parse(lines[0])
@@ -29,7 +29,7 @@ func endpointOf(r *http.Request, s *Settings) (string, *fault.Fault) {
 	default:
 		return "", &fault.InvalidEndpoint
 	}
-	_, name, err := s.Endpoint(r.Host)
+	_, name, err := x.settings.Endpoint(x.r.Host)
 	switch {
 	case err == nil:
 		return name, nil

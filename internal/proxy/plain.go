@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/textproto"
 	"net/url"
 	"runtime/debug"
 	"strings"
@@ -40,10 +39,11 @@ type plainConn struct {
 
 	request *http.Request
 	url     url.URL
-	fields  []field // of the request, in order
-	header  http.Header
-	values  []string
-	names   []spelling
+	fields  []plainField // of the request, in order
+	header  http.Header  // the same by name
+	values  []string     // that header has slices of
+	traits  trait        // of all fields
+	names   spellings
 	body    plainBody
 	w       plainWriter
 
@@ -53,8 +53,11 @@ type plainConn struct {
 	watch    watch
 }
 
-// spelling is a field's name as the last request of the connection had it in this place, and its canonical form.
-type spelling struct{ raw, canonical string }
+// plainField is a field of a request. One that is ordinary goes on to the service, unless Connection names it.
+type plainField struct {
+	field
+	ordinary bool
+}
 
 func newPlainConn(f *front, conn net.Conn) *plainConn {
 	c := &plainConn{front: f, server: f.server, conn: conn, guard: guard.Of(conn), client: conn.RemoteAddr().String(), born: time.Now()}
@@ -130,13 +133,15 @@ func (c *plainConn) fill(h *guard.Head) bool {
 	if n := len(h.Fields); cap(c.values) < n {
 		c.values = make([]string, 0, n+8)
 	}
+	c.traits = 0
 	for i, f := range h.Fields {
-		name := c.canonical(i, f.Name)
-		if name == "Expect" {
+		s := c.names.of(i, f.Name)
+		if c.traits |= s.trait; c.traits&hasExpect != 0 {
 			return false
 		}
+		name := s.canonical
 		c.values = append(c.values, f.Value)
-		c.fields = append(c.fields, field{name, f.Value})
+		c.fields = append(c.fields, plainField{field{name, f.Value}, s.trait&ordinary != 0})
 		if lines, ok := c.header[name]; ok {
 			c.header[name] = append(lines, f.Value)
 		} else {
@@ -144,7 +149,9 @@ func (c *plainConn) fill(h *guard.Head) bool {
 			c.header[name] = c.values[n-1 : n : n]
 		}
 	}
-	c.pragma()
+	if c.traits&hasPragma != 0 {
+		c.pragma()
+	}
 	r := c.request
 	r.Method, r.RequestURI, r.Host, r.ContentLength = h.Method, h.Target, h.Host, h.Length
 	r.Body, c.body.left = http.NoBody, h.Length
@@ -170,34 +177,9 @@ func (c *plainConn) pragma() {
 	}
 	if _, ok := c.header["Cache-Control"]; !ok {
 		c.header["Cache-Control"] = []string{"no-cache"}
-		c.fields = append(c.fields, field{"Cache-Control", "no-cache"})
+		c.fields = append(c.fields, plainField{field{"Cache-Control", "no-cache"}, true})
 	}
 }
-
-// canonical returns the canonical form of the name that field i has. Clients send the same fields again and again.
-func (c *plainConn) canonical(i int, name string) string {
-	if i < len(c.names) && c.names[i].raw == name {
-		return c.names[i].canonical
-	}
-	if len(name) > maxKeptName || i > len(c.names) || i >= maxKeptNames {
-		return textproto.CanonicalMIMEHeaderKey(name)
-	}
-	// A part of the head would keep all of it for as long as the connection lasts.
-	own := strings.Clone(name)
-	s := spelling{own, textproto.CanonicalMIMEHeaderKey(own)}
-	if i < len(c.names) {
-		c.names[i] = s
-	} else {
-		c.names = append(c.names, s)
-	}
-	return s.canonical
-}
-
-// What is kept of names between the requests of a connection.
-const (
-	maxKeptNames = 32
-	maxKeptName  = 64 // bytes
-)
 
 // answer answers the request, and reports whether the connection can carry another one.
 func (c *plainConn) answer() bool {

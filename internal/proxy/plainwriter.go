@@ -36,20 +36,31 @@ type plainWriter struct {
 
 // begin prepares for the answer to another request.
 func (w *plainWriter) begin() {
-	w.room = w.c.server.answers.Get().(*[plainRoom]byte)
-	w.buf = w.room[:0]
 	w.bare, w.chunks, w.wrote, w.left, w.tail = false, false, false, 0, nil
-	var options connection
-	for _, line := range w.c.header["Connection"] {
-		options.parse(line)
+	w.close = false
+	if w.c.traits&hasConnection != 0 {
+		var options connection
+		for _, line := range w.c.header["Connection"] {
+			options.parse(line)
+		}
+		w.close = options.close
 	}
-	w.close = options.close
+}
+
+// open borrows the buffer, when there is something to put into it: until then others answer with it, and it is warm.
+func (w *plainWriter) open() {
+	if w.room == nil {
+		w.room = w.c.server.answers.Get().(*[plainRoom]byte)
+		w.buf = w.room[:0]
+	}
 }
 
 // end gives the buffer back. An idle connection holds none.
 func (w *plainWriter) end() {
-	w.c.server.answers.Put(w.room)
-	w.room, w.buf = nil, nil
+	if w.room != nil {
+		w.c.server.answers.Put(w.room)
+		w.room, w.buf = nil, nil
+	}
 	clear(w.header)
 }
 
@@ -66,6 +77,7 @@ func (w *plainWriter) WriteHeader(status int) {
 	if w.wrote {
 		return
 	}
+	w.open()
 	if status < 200 {
 		w.buf = appendStatus(w.buf, status)
 		w.appendHeader()
@@ -114,6 +126,7 @@ func (w *plainWriter) endHead(dated bool) {
 // respond writes the head of a service's answer, which is that of the exchange.
 func (w *plainWriter) respond(x *exchange) {
 	h := &x.head
+	w.open()
 	w.wrote = true
 	w.bare = h.framing == noBody
 	// What the client has not sent of its request can't be told from the next one.
@@ -123,7 +136,7 @@ func (w *plainWriter) respond(x *exchange) {
 	for _, f := range h.fields {
 		if x.keepsAnswerField(f.name) {
 			dated = dated || f.name == "Date"
-			w.buf = appendField(w.buf, f.name, f.value)
+			w.buf = appendLine(w.buf, f.name, f.value)
 		}
 	}
 	switch {

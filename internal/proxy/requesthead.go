@@ -63,7 +63,7 @@ func (x *exchange) appendHead(b []byte) []byte {
 func (x *exchange) appendFields(b []byte) []byte {
 	if x.plain != nil {
 		for _, f := range x.plain.fields {
-			if x.keepsField(f.name) {
+			if f.ordinary && !x.options.removes(f.name) || x.keepsField(f.name) {
 				b = appendField(b, f.name, f.value)
 			}
 		}
@@ -81,7 +81,7 @@ func (x *exchange) appendFields(b []byte) []byte {
 
 // appendHops writes the hop-by-hop fields for the connection to the service, which are ours.
 func (x *exchange) appendHops(b []byte) []byte {
-	te := hasTrailersOption(x.r.Header["Te"])
+	te := hasTrailersOption(x.lines(hasTE, "Te"))
 	switch {
 	case x.upgrade != "" && te:
 		b = append(b, "Connection: Upgrade, TE\r\nTE: trailers\r\n"...)
@@ -129,6 +129,11 @@ func appendField(b []byte, name, value string) []byte {
 	if !syntax.IsValue(value) {
 		return b
 	}
+	return appendLine(b, name, value)
+}
+
+// appendLine is appendField for a value that has been checked.
+func appendLine(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	b = append(b, ": "...)
 	b = append(b, value...)

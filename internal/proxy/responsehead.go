@@ -131,12 +131,12 @@ func (s *lineScanner) next(p []byte) (int, error) {
 // parse reads a whole head as readHead returns it. The strings of h are parts of head.
 func (h *responseHead) parse(head string) error {
 	h.reset()
-	line, rest, _ := strings.Cut(head, "\r\n")
+	line, rest := cutLine(head)
 	if err := h.parseStatus(line); err != nil {
 		return err
 	}
 	for rest != "" {
-		line, rest, _ = strings.Cut(rest, "\r\n")
+		line, rest = cutLine(rest)
 		if line == "" {
 			break
 		}
@@ -177,16 +177,28 @@ func (h *responseHead) parseStatus(line string) error {
 	return nil
 }
 
+// cutLine takes the first line from a head in which every LF follows a CR.
+func cutLine(head string) (line, rest string) {
+	i := strings.IndexByte(head, '\n')
+	if i < 1 || head[i-1] != '\r' {
+		return head, ""
+	}
+	return head[:i-1], head[i+1:]
+}
+
 func parseField(line string) (field, error) {
-	name, value, found := strings.Cut(line, ":")
-	if !found || !syntax.IsToken(name) {
+	n, canonical := syntax.Name(line)
+	if n == 0 || n == len(line) || line[n] != ':' {
 		return field{}, malformed("field name")
 	}
-	value = trimOWS(value)
+	name, value := line[:n], trimOWS(line[n+1:])
 	if !syntax.IsValue(value) {
 		return field{}, malformed("control byte in field %s", name)
 	}
-	return field{textproto.CanonicalMIMEHeaderKey(name), value}, nil
+	if !canonical { // which few services write
+		name = textproto.CanonicalMIMEHeaderKey(name)
+	}
+	return field{name, value}, nil
 }
 
 // parseFraming finds out where the body ends (RFC 9112, 6.3). What the RFC leaves to the recipient's mercy is refused.

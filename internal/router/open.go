@@ -164,7 +164,7 @@ func (r *Router) takeIdle(u *Upstream, kind int, rested time.Duration) *pooled {
 		if p == nil {
 			return nil
 		}
-		if p.fit(r.now()) {
+		if p.fit() {
 			return p
 		}
 		_ = p.abort() // it is unusable; how it ends is of no interest

@@ -52,14 +52,14 @@ func (p *pooled) drop() {
 
 // fit reports whether an idle stream can carry the next exchange. The service may have closed it or sent something
 // nobody asked for while nobody looked; after such a byte nobody knows where an answer begins.
-func (p *pooled) fit(now time.Duration) bool {
+func (p *pooled) fit() bool {
 	if p.state != nil {
 		return p.state.Usable()
 	}
 	if c, ok := p.Conn.(interface{ Idle() bool }); ok {
 		return c.Idle()
 	}
-	if now-p.since < idleTrusted {
+	if p.upstream.router.now()-p.since < idleTrusted {
 		return true
 	}
 	if p.SetReadDeadline(time.Unix(1, 0)) != nil {

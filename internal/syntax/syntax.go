@@ -19,6 +19,20 @@ func IsToken(s string) bool {
 	return s != ""
 }
 
+// Name returns the length of the token that s begins with, and whether it is written as names of fields are by convention: with
+// a capital at the beginning and behind each hyphen, and nowhere else.
+func Name(s string) (n int, canonical bool) {
+	canonical = true
+	for first := true; n < len(s) && tokenBytes[s[n]]; n++ {
+		c := s[n]
+		if first && 'a' <= c && c <= 'z' || !first && 'A' <= c && c <= 'Z' {
+			canonical = false
+		}
+		first = c == '-'
+	}
+	return n, canonical
+}
+
 // IsValue reports whether s may stand in a field's value: no control byte but the tab (RFC 9110, 5.5). The space around it
 // is the caller's concern.
 func IsValue(s string) bool {

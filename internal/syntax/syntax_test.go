@@ -2,6 +2,7 @@ package syntax
 
 import (
 	"math"
+	"net/textproto"
 	"strconv"
 	"testing"
 )
@@ -18,6 +19,21 @@ func TestBytes(t *testing.T) {
 	}
 	if IsToken("") || !IsToken("X-Piko_1.a~") || !IsValue("") {
 		t.Error("an empty name is none; an empty value is one")
+	}
+}
+
+func TestName(t *testing.T) {
+	for _, s := range []string{
+		"", "Content-Type", "content-type", "CONTENT-TYPE", "X-", "-x", "--X", "A1-b2", "1a", "Etag", "ETag", "X_y", "X_Y", "Www-Authenticate",
+		"a b", " a", "A: b", "Ä", "X-Ä",
+	} {
+		n, canonical := Name(s)
+		if n > len(s) || n > 0 != IsToken(s[:n]) || n < len(s) && IsToken(s[:n+1]) {
+			t.Errorf("Name(%q): %d bytes", s, n)
+		}
+		if want := textproto.CanonicalMIMEHeaderKey(s[:n]) == s[:n]; canonical != want {
+			t.Errorf("Name(%q): canonical: %t, want %t", s, canonical, want)
+		}
 	}
 }
 
