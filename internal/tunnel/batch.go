@@ -70,10 +70,10 @@ type writer struct {
 	owing   []*Stream // whom there was no room to credit
 	frames  int       // of data, in the batch
 	alone   int       // messages in a row that had one such frame, though others were given the time to add theirs
+	turn    uint32    // the number of the last duty to send
 	yield   bool      // whoever has just written is to give them that time
 	sending bool      // somebody sends
-	turn    uint64    // the number of the last duty to do so
-	waiting bool      // who has it waits for others
+	waiting bool      // and waits for others before
 	writing bool      // and is writing to the socket
 	running bool      // there is a flusher
 	parked  bool      // it waits for wake
@@ -254,7 +254,7 @@ func (l *link) refillLocked() {
 
 // duty is what who has just written may have to do: to send what waits.
 type duty struct {
-	turn uint64 // 0: somebody else does
+	turn uint32 // 0: somebody else does
 	wait bool   // for others who are about to write
 }
 
@@ -278,7 +278,7 @@ func (l *link) kickLocked(here, patient bool) duty {
 	default:
 		return duty{}
 	}
-	l.turn++
+	l.turn = max(l.turn+1, 1)
 	return duty{l.turn, l.waiting}
 }
 

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// restingBuffer is what a connection that is no bare socket waits with, in bytes.
-const restingBuffer = 512
+// restingBuffer is what a connection that is no bare socket waits with, in bytes: enough for a sign of life. What is longer
+// follows from the buffers of TLS.
+const restingBuffer = 128
 
 // receiver is what Receive keeps between calls.
 type receiver struct {
 	socket  *socket // nil: not a bare socket
-	opened  bool    // socket is set
 	resting []byte
 }
 
 // Receive waits until something has come from the peer, and calls use with the data in it, if any; use must not keep it.
-// It returns the errors of [Conn.Read], and that of use. On a plain TCP socket no buffer is held while it waits, else 512 bytes.
+// It returns the errors of [Conn.Read], and that of use. On a plain TCP socket no buffer is held while it waits, else 128 bytes.
 // What a Read has left behind comes first.
 func (c *Conn) Receive(use func(data []byte) error) error {
 	c.rmu.Lock()
@@ -30,8 +30,8 @@ func (c *Conn) Receive(use func(data []byte) error) error {
 	if c.rerr != nil {
 		return c.rerr
 	}
-	if !c.into.opened {
-		c.into.socket, c.into.opened = newSocket(c.conn), true
+	if !c.opened {
+		c.into.socket, c.opened = newSocket(c.conn), true
 	}
 	if c.into.socket == nil || len(c.early) > 0 {
 		return c.receiveInto(use)

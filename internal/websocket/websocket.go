@@ -107,11 +107,12 @@ type Conn struct {
 	in     decoder
 	budget budget
 	early  []byte // received together with the handshake and not decoded yet
-	full   bool   // the last socket read filled its buffer, so more is likely waiting
 	buf    *buffer
 	rest   []byte // data within buf that no Read has taken yet
 	rerr   error  // why reading ended
 	into   receiver
+	full   bool // the last socket read filled its buffer, so more is likely waiting
+	opened bool // into.socket is set
 
 	wmu   sync.Mutex // held during socket writes, so that frames do not mix; see Conn.unlock
 	nudge *nudge     // for TryWrite; guarded by wmu
