@@ -29,8 +29,8 @@ type plainConn struct {
 	server  *Server
 	conn    net.Conn // as it was accepted
 	guard   *guard.Conn
-	below   net.Conn     // what is written to
-	socket  *net.TCPConn // the same, if nothing stands between; else nil
+	below   net.Conn      // what is written to
+	joiner  socket.Joiner // writes there too; nil if something stands between
 	leaving leaver
 	client  string
 	peer    netip.Addr // invalid for a client on a Unix socket
@@ -64,7 +64,7 @@ func newPlainConn(f *front, conn net.Conn) *plainConn {
 	c.leaving = leaverOf(conn)
 	c.peer = addrOf(c.client)
 	c.below = c.guard.NetConn()
-	c.socket, _ = socket.Bare(c.below).(*net.TCPConn)
+	c.joiner = socket.JoinerOf(c.below)
 	ctx, cancel := context.WithCancel(guard.With(f.server.lifetime(), conn))
 	c.ctx, c.cancel = ctx, cancel
 	c.header = make(http.Header)

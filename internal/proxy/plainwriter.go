@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -22,8 +21,6 @@ type plainWriter struct {
 	header http.Header // made by the first Header
 	room   *[plainRoom]byte
 	buf    []byte      // in room: what is to be sent
-	pair   [2][]byte   // behind both
-	both   net.Buffers // a write of two pieces
 	hasty  atomic.Bool // a deadline for writing was set, by any goroutine
 	bare   bool        // the answer has no body
 	chunks bool
@@ -192,15 +189,12 @@ func (w *plainWriter) Write(p []byte) (int, error) {
 
 // send writes what is in the buffer, and p.
 func (w *plainWriter) send(p []byte) error {
-	below, tcp := w.c.below, w.c.socket
+	below, joiner := w.c.below, w.c.joiner
 	switch {
 	case len(w.buf) == 0:
 		_, w.err = below.Write(p)
-	case tcp != nil:
-		w.pair = [2][]byte{w.buf, p}
-		w.both = w.pair[:]
-		_, w.err = w.both.WriteTo(tcp)
-		w.pair = [2][]byte{}
+	case joiner != nil:
+		_, w.err = joiner.WriteAfter(w.buf, p)
 	default:
 		if _, w.err = below.Write(w.buf); w.err == nil {
 			_, w.err = below.Write(p)

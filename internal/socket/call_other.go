@@ -11,6 +11,9 @@ func read(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.R
 
 func write(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.Write, fd, p) }
 
+// begin is write.
+func begin(fd uintptr, p []byte) (int, syscall.Errno) { return write(fd, p) }
+
 // ordinary makes a call of which the runtime is told.
 func ordinary(call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, syscall.Errno) {
 	n, err := call(int(fd), p)

@@ -26,6 +26,28 @@ func Wrap(conn net.Conn) net.Conn {
 	return conn
 }
 
+// Joiner writes two pieces as one.
+type Joiner interface {
+	// WriteAfter writes head and then p, without a packet for the head alone if p is not empty. No other write comes between. It
+	// returns how much of p was written: nothing, if not all of the head was.
+	WriteAfter(head, p []byte) (int, error)
+}
+
+// JoinerOf returns the Joiner that [Wrap] has made of the socket below conn; nil if it has not, or conn does not let its socket
+// be written without it.
+func JoinerOf(conn net.Conn) Joiner {
+	for {
+		if j, ok := conn.(Joiner); ok {
+			return j
+		}
+		above, ok := conn.(interface{ Bare() net.Conn })
+		if !ok {
+			return nil
+		}
+		conn = above.Bare()
+	}
+}
+
 // Bare returns the socket that conn lets be read and written without it; conn itself if it is none of those that do.
 func Bare(conn net.Conn) net.Conn {
 	for {

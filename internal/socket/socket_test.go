@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -77,6 +78,41 @@ func TestBytesPass(t *testing.T) {
 				t.Errorf("%s: the direction that is left: %v", network, err)
 			}
 		}
+	}
+}
+
+func TestTwoPiecesAreWrittenAsOne(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		a, b := pair(t, network)
+		joiner := JoinerOf(account{wrapped(t, a)})
+		if joiner == nil {
+			t.Fatalf("%s: a connection that only keeps account is no Joiner", network)
+		}
+		for _, c := range []struct{ head, rest string }{
+			{"head", "body"}, {"head", ""}, {"", "body"}, {"", ""}, {strings.Repeat("h", most+1), strings.Repeat("b", 9<<20)},
+		} {
+			got := make([]byte, len(c.head)+len(c.rest))
+			var reader sync.WaitGroup
+			reader.Go(func() {
+				if _, err := io.ReadFull(b, got); err != nil {
+					t.Error(err)
+				}
+			})
+			want := len(c.rest)
+			if c.rest == "" {
+				want = len(c.head)
+			}
+			n, err := joiner.WriteAfter([]byte(c.head), []byte(c.rest))
+			reader.Wait()
+			if n != want || err != nil || string(got) != c.head+c.rest {
+				t.Errorf("%s: %d and %d bytes: %d written, %v; or others came", network, len(c.head), len(c.rest), n, err)
+			}
+		}
+		_ = b.Close()
+	}
+	a, _ := pair(t, "tcp")
+	if JoinerOf(a) != nil || JoinerOf(struct{ net.Conn }{wrapped(t, a)}) != nil {
+		t.Error("a Joiner is found below what is not to be passed by")
 	}
 }
 

@@ -41,6 +41,15 @@ func readFrom(fd uintptr, p []byte) (n int, errno syscall.Errno) {
 	}
 }
 
+// writeMore is writeTo for what more is going to follow at once.
+func writeMore(fd uintptr, p []byte) (n int, errno syscall.Errno) {
+	for {
+		if n, errno = begin(fd, p); errno != syscall.EINTR {
+			return n, errno
+		}
+	}
+}
+
 func writeTo(fd uintptr, p []byte) (n int, errno syscall.Errno) {
 	for {
 		if n, errno = write(fd, p); errno != syscall.EINTR {
@@ -64,6 +73,7 @@ type direction struct {
 	raw  syscall.RawConn
 	try  func(fd uintptr) bool // bound once
 	turn sync.Mutex            // guards the following
+	head []byte                // to be written before p
 	p    []byte
 	n    int
 	err  syscall.Errno
@@ -104,6 +114,13 @@ func (d *direction) read(fd uintptr) bool {
 
 // write is likewise for writing: all was written, or that went wrong.
 func (d *direction) write(fd uintptr) bool {
+	for len(d.head) > 0 {
+		n, errno := writeMore(fd, d.head)
+		if d.err = errno; errno != 0 {
+			return errno != syscall.EAGAIN
+		}
+		d.head = d.head[n:]
+	}
 	for d.n < len(d.p) {
 		n, errno := writeTo(fd, d.p[d.n:])
 		if d.err = errno; errno != 0 {
@@ -166,16 +183,22 @@ func (c *Conn) Read(p []byte) (int, error) {
 }
 
 // Write implements [net.Conn].
-func (c *Conn) Write(p []byte) (int, error) {
+func (c *Conn) Write(p []byte) (int, error) { return c.WriteAfter(nil, p) }
+
+// WriteAfter implements [Joiner].
+func (c *Conn) WriteAfter(head, p []byte) (int, error) {
+	if len(p) == 0 {
+		head, p = nil, head
+	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	d := &c.out
 	d.turn.Lock()
 	defer d.turn.Unlock()
-	d.p, d.n, d.err = p, 0, 0
+	d.head, d.p, d.n, d.err = head, p, 0, 0
 	err := d.raw.Write(d.try)
-	d.p = nil
+	d.head, d.p = nil, nil
 	switch {
 	case err != nil:
 		return d.n, c.failed("write", err)

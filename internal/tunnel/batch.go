@@ -22,9 +22,6 @@ const (
 	smallShare = 32 << 10
 	maxSmall   = 4 << 10
 
-	// maxJoined is the longest write that is held back for others to go with it: a longer one is worth a message of its own.
-	maxJoined = 16 << 10
-
 	urgentRoom = 8 * frameSize
 	batchFront = websocket.HeaderRoom + urgentRoom
 	smallBatch = 16 << 10
@@ -59,9 +56,9 @@ var (
 //	    | other frame                | done                          done |    | empty for 1-2 s
 //	    +----> the flusher           +------------> (nobody) <------------+    +--> ends
 //
-// Who has just written sends it himself: that spares it the way to another goroutine. With a small frame he waits until everybody
-// else who is about to write has done so, or until there is enough, which then is sent by who has written last: that joins frames
-// without a timer. The flusher takes over when that is not enough.
+// Who has just written sends it himself: that spares it the way to another goroutine. But he waits until everybody else who is
+// about to write has done so, or until there is enough, which then is sent by who has written last: that joins frames without a
+// timer. The flusher takes over when that is not enough.
 type writer struct {
 	batch   *batch
 	late    []byte // frames that go after the batch, for want of room in it
@@ -173,7 +170,7 @@ func (l *link) checkStuck() {
 // queueLocked queues a frame without a body that does not wait for room, and has it sent. The caller holds mu.
 func (l *link) queueLocked(h frame) {
 	l.appendLocked(h, nil)
-	l.kickLocked(false, false)
+	l.kickLocked(false)
 }
 
 // urgentLocked queues a frame to be sent first, or when there is no room for that with the others. The caller holds mu.
@@ -186,7 +183,7 @@ func (l *link) urgentLocked(h frame) {
 		return
 	}
 	l.nurgent += copy(l.urgent[l.nurgent:], h)
-	l.kickLocked(false, false)
+	l.kickLocked(false)
 }
 
 // appendLocked queues a frame, which the caller then has sent by kickLocked. The caller holds mu.
@@ -259,21 +256,21 @@ type duty struct {
 }
 
 // kickLocked makes sure that somebody sends what waits. With here that may be the caller, who then calls flushHere when it has
-// released mu. patient tells that others may be waited for. The caller holds mu.
-func (l *link) kickLocked(here, patient bool) duty {
+// released mu. The caller holds mu.
+func (l *link) kickLocked(here bool) duty {
 	if l.closed || l.broken || l.batch == nil && l.nurgent == 0 {
 		return duty{}
 	}
 	switch {
 	case !l.sending && here:
 		l.sending = true
-		l.yield = patient && (l.alone < aloneAfter || l.flushes%probeEvery == 0)
+		l.yield = l.alone < aloneAfter || l.flushes%probeEvery == 0
 		l.waiting = l.yield
 	case !l.sending:
 		l.sending = true
 		l.handOverLocked()
 		return duty{}
-	case here && l.waiting && (!patient || l.frames >= max(enough, l.nstreams/enoughOf)):
+	case here && l.waiting && l.frames >= max(enough, l.nstreams/enoughOf):
 		l.waiting = false
 	default:
 		return duty{}

@@ -44,11 +44,9 @@ func opened(t *testing.T, l *link) *Stream {
 func TestEnoughFramesWaitForNobody(t *testing.T) {
 	for name, test := range map[string]struct {
 		streams, frames int
-		patient         bool
 	}{
-		"enough":       {1, enough, true},
-		"many streams": {10 * enoughOf, 10, true},
-		"a large one":  {1, 2, false},
+		"enough":       {1, enough},
+		"many streams": {10 * enoughOf, 10},
 	} {
 		l := offline(role{})
 		st := opened(t, l)
@@ -56,11 +54,11 @@ func TestEnoughFramesWaitForNobody(t *testing.T) {
 		l.mu.Lock()
 		l.nstreams = test.streams
 		l.sending = false
-		write := func(patient bool) duty {
+		write := func() duty {
 			st.dataLocked([]byte("x"))
-			return l.kickLocked(true, patient)
+			return l.kickLocked(true)
 		}
-		first := write(true)
+		first := write()
 		if first.turn == 0 || !first.wait {
 			t.Errorf("%s: who writes first has the duty %+v: want one that waits", name, first)
 		}
@@ -69,12 +67,12 @@ func TestEnoughFramesWaitForNobody(t *testing.T) {
 			if last.turn != 0 {
 				t.Errorf("%s: frame %d of %d is not waited for", name, i, test.frames)
 			}
-			last = write(test.patient)
+			last = write()
 		}
 		if last.turn == 0 || last.wait {
 			t.Errorf("%s: who writes last has the duty %+v: want one that waits for nobody", name, last)
 		}
-		if late := write(true); late.turn != 0 {
+		if late := write(); late.turn != 0 {
 			t.Errorf("%s: after that another has the duty %+v: want none", name, late)
 		}
 		flushes := l.flushes

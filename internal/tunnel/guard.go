@@ -249,7 +249,7 @@ func (l *link) openedLocked(h frame) *AbuseError {
 	s := l.addLocked(id, false)
 	if !control { // which is acknowledged with our hello
 		l.greetLocked(s)
-		l.kickLocked(false, false)
+		l.kickLocked(false)
 	}
 	l.born = append(l.born, s)
 	return nil

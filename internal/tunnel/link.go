@@ -372,7 +372,7 @@ func (l *link) measure(limit time.Duration) error {
 	l.pingID, l.pingSent, l.answered = 0x70696b6f, l.now(), answered
 	ping := makeFrame(kindPing, flagSYN, 0, l.pingID)
 	l.appendLocked(ping[:], nil)
-	d := l.kickLocked(true, true)
+	d := l.kickLocked(true)
 	l.mu.Unlock()
 	if d.turn != 0 {
 		l.flushHere(d)

@@ -180,6 +180,6 @@ func (s *Stream) TryWrite(p []byte) int {
 		s.dataLocked(p[total : total+n])
 		total += n
 	}
-	l.kickLocked(false, false)
+	l.kickLocked(false)
 	return total
 }

@@ -113,7 +113,7 @@ func (s *Stream) consumedLocked(n int) {
 	s.countLocked(n)
 	if !s.gone && !s.finIn && s.greet == 0 && s.grantLocked() >= s.limitLocked()/2 {
 		s.l.creditLocked(s)
-		s.l.kickLocked(false, false)
+		s.l.kickLocked(false)
 	}
 }
 
@@ -244,7 +244,7 @@ func (s *Stream) writeSome(p []byte) (n int, d duty, err error) {
 		s.dataLocked(p[n : n+more])
 		n += more
 	}
-	return n, l.kickLocked(true, n <= maxJoined), nil
+	return n, l.kickLocked(true), nil
 }
 
 // dataLocked queues a frame with p, for which there is room. The caller holds the link's mu, and kicks.

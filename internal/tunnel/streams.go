@@ -118,7 +118,7 @@ func (l *link) begin(p patience, first []byte) (*Stream, error) {
 		h := makeFrame(kindData, 0, s.id, uint32(len(first))) //nolint:gosec // at most the header of a stream
 		l.appendLocked(h[:], first)
 	}
-	l.kickLocked(false, false)
+	l.kickLocked(false)
 	return s, nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -17,9 +16,6 @@ const bufferData = 64 << 10
 // buffer is what reads and writes borrow for the time of one burst.
 type buffer struct {
 	bytes [HeaderRoom + bufferData]byte
-
-	parts  [2][]byte   // of a message that is written from two places
-	vector net.Buffers // over parts
 }
 
 // buffers is a cache shared by all connections, so that idle ones hold nothing.

@@ -8,10 +8,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"time"
+
+	kernel "github.com/pikoproxy/piko/internal/socket"
 )
 
-// vectorFrom is the length from which it pays to have the kernel collect a message from two places instead of copying.
-const vectorFrom = 32 << 10
+// joinFrom is the length from which it pays to write a message from two places instead of copying.
+const joinFrom = 16 << 10
 
 // errWriteClosed is what writes return after CloseWrite.
 var errWriteClosed = fmt.Errorf("websocket write after close: %w", io.ErrClosedPipe)
@@ -49,21 +51,18 @@ func (c *Conn) Write(p []byte) (int, error) {
 // writeSome sends a message with the beginning of p, by means of buf, and returns how much that is. The caller holds
 // wmu.
 func (c *Conn) writeSome(p []byte, buf *buffer) (int, error) {
-	tcp := bare(c.conn)
-	if tcp == nil || c.client || len(p) < vectorFrom {
+	joiner := kernel.JoinerOf(c.conn)
+	if joiner == nil || c.client || len(p) < joinFrom {
 		p = p[:min(len(p), bufferData, c.maxMessage)]
 		return len(p), c.sendLocked(c.frame(buf.bytes[:HeaderRoom+len(p)], p))
 	}
 	// Nothing is masked and nothing encrypted, so that the kernel can take the data from where it is.
 	p = p[:min(len(p), c.maxMessage)]
 	at := putHeader(buf.bytes[:HeaderRoom], opBinary, len(p), false, 0)
-	buf.parts = [2][]byte{buf.bytes[at:HeaderRoom], p}
-	buf.vector = buf.parts[:]
-	defer func() { buf.parts, buf.vector = [2][]byte{}, nil }()
 	if end := c.wend.Load(); end != nil {
 		return 0, end.err
 	}
-	_, err := buf.vector.WriteTo(tcp)
+	_, err := joiner.WriteAfter(buf.bytes[at:HeaderRoom], p)
 	return len(p), c.wrote(err)
 }
 
