@@ -7,7 +7,7 @@
 // many small messages, all that watching and waking took a quarter of the time.
 //
 // So the calls of this package are made as if they were none, on Linux. While one lasts, its thread keeps its processor, and
-// the garbage collector, if it is about to begin, waits for it: therefore one call copies 128 KiB at most, and what is longer
+// the garbage collector, if it is about to begin, waits for it: therefore one call copies 144 KiB at most, and what is longer
 // takes several. Waiting for a socket is the runtime's part, as ever.
 //
 // Under the race detector all calls are ordinary ones, since it takes what goes over a socket for an order of events.
