@@ -46,6 +46,7 @@ type front struct {
 	mu      sync.Mutex // guards the following
 	plain   map[*plainConn]struct{}
 	foreign map[net.Conn]struct{} // which arriving counts
+	ended   bool                  // wait takes nothing more
 }
 
 // newFront prepares the serving of a listener, and starts net/http, which waits for what is handed over to it.
@@ -200,10 +201,15 @@ func (f *front) hand(conn net.Conn) {
 // last reports whether answers are the last ones of their connections.
 func (f *front) last() bool { return f.retired.Load() || f.server.draining.Load() }
 
-// retire lets go of a listener that was closed, once its connections have ended.
+// retire lets go of a listener that was closed, once its connections have ended. If the server is being shut down, that does it.
 func (f *front) retire() {
-	f.retired.Store(true)
 	s := f.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() {
+		return
+	}
+	f.retired.Store(true)
 	s.retiring.Go(func() {
 		f.conns.waitAll()
 		f.close()
@@ -238,7 +244,11 @@ func (f *front) interruptIdle() {
 // counts from when nothing is accepted any more, which may be late: the clients know of nothing when the processor has no
 // time for us.
 func (f *front) lastCall(ctx context.Context) {
-	f.wait.Go(f.guarded.Retire)
+	f.mu.Lock()
+	if !f.ended {
+		f.wait.Go(f.guarded.Retire)
+	}
+	f.mu.Unlock()
 	select {
 	case <-f.over:
 	case <-f.guarded.Quiet():
@@ -280,6 +290,7 @@ func (f *front) shutdown(ctx context.Context) {
 // close cuts off what is left, and waits for it.
 func (f *front) close() {
 	f.mu.Lock()
+	f.ended = true
 	left := slices.Collect(maps.Keys(f.plain))
 	f.mu.Unlock()
 	for _, c := range left {

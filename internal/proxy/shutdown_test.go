@@ -8,10 +8,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/pikoproxy/piko/internal/router"
 )
 
 // What a client sends before it can know that the node is stopping is answered, on a connection that was idle and on one
@@ -132,6 +135,37 @@ func TestReplacedListenerIsForgotten(t *testing.T) {
 
 // A node that stops while another one serves the same socket, as systemd keeps it, loses no request, whatever its method,
 // on new connections and on old ones.
+// A listener may fail in the moment in which the server is shut down, and both end it.
+func TestShutdownBesideAListenerThatFails(t *testing.T) {
+	routes := router.New(router.Options{})
+	for i := range 300 {
+		s, err := New(Options{Router: routes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(t.Context(), l) }()
+		for begun := false; !begun; {
+			s.mu.Lock()
+			begun = len(s.fronts) > 0
+			s.mu.Unlock()
+			runtime.Gosched()
+		}
+		l.Close()
+		for range i % 30 {
+			runtime.Gosched()
+		}
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		<-served
+	}
+}
+
 func TestRestartOnOneSocketLosesNothing(t *testing.T) {
 	f := newFixture(t, nil)
 	f.serveHTTP(func(w http.ResponseWriter, r *http.Request) {})
