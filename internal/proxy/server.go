@@ -53,6 +53,7 @@ import (
 	"github.com/pikoproxy/piko/internal/h2"
 	"github.com/pikoproxy/piko/internal/limit"
 	"github.com/pikoproxy/piko/internal/router"
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
 // Router opens streams to the upstreams of endpoints. [*router.Router] is one.
@@ -200,6 +201,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	}
 	if l, _ := r.Context().Value(lifeKey{}).(*lifeOf); l != nil && !l.arrived.Load() && !l.arrived.Swap(true) {
 		l.front.arrived(l.conn)
+		if r.ProtoMajor == 2 {
+			socket.GiveWay(l.conn) // answers that are ready at one time shall take one write
+		}
 	}
 	s.serve(w, r, nil) //nolint:contextcheck // the request carries its context
 }

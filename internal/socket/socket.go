@@ -48,6 +48,26 @@ func JoinerOf(conn net.Conn) Joiner {
 	}
 }
 
+// GiveWay lets those run first, before each write to the socket below conn, who are ready to. It is for a connection on which
+// several have something to say: while one write waits and is made, the others get theirs ready, and all that goes with the
+// next one. Layers are passed that tell what is below them by a method NetConn() [net.Conn] or Bare() [net.Conn]; where [Wrap] has
+// made nothing of the socket, nothing happens.
+func GiveWay(conn net.Conn) {
+	for conn != nil {
+		switch layer := conn.(type) {
+		case interface{ giveWay() }:
+			layer.giveWay()
+			return
+		case interface{ Bare() net.Conn }:
+			conn = layer.Bare()
+		case interface{ NetConn() net.Conn }:
+			conn = layer.NetConn()
+		default:
+			return
+		}
+	}
+}
+
 // Bare returns the socket that conn lets be read and written without it; conn itself if it is none of those that do.
 func Bare(conn net.Conn) net.Conn {
 	for {

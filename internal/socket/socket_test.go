@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -113,6 +114,25 @@ func TestTwoPiecesAreWrittenAsOne(t *testing.T) {
 	a, _ := pair(t, "tcp")
 	if JoinerOf(a) != nil || JoinerOf(struct{ net.Conn }{wrapped(t, a)}) != nil {
 		t.Error("a Joiner is found below what is not to be passed by")
+	}
+}
+
+func TestGiveWayLetsOthersRunBeforeAWrite(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	a, _ := pair(t, "tcp")
+	conn := wrapped(t, a)
+	GiveWay(a) // of which nothing was made
+	if conn.GivesWay() {
+		t.Error("it gives way before it was asked to")
+	}
+	GiveWay(layer{account{conn}})
+	if !conn.GivesWay() {
+		t.Fatal("it does not give way")
+	}
+	var ran atomic.Bool
+	go ran.Store(true)
+	if _, err := conn.Write([]byte("x")); err != nil || !ran.Load() {
+		t.Errorf("who was ready has run: %t; %v", ran.Load(), err)
 	}
 }
 

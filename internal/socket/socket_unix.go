@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -66,6 +68,7 @@ type Conn struct {
 	net.Conn // as it was given
 	socket   net.Conn
 	in, out  direction
+	polite   atomic.Bool // see GiveWay
 }
 
 // direction is what there is to be read, or written.
@@ -193,6 +196,9 @@ func (c *Conn) WriteAfter(head, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if c.polite.Load() {
+		runtime.Gosched()
+	}
 	d := &c.out
 	d.turn.Lock()
 	defer d.turn.Unlock()
@@ -207,6 +213,11 @@ func (c *Conn) WriteAfter(head, p []byte) (int, error) {
 	}
 	return d.n, nil
 }
+
+func (c *Conn) giveWay() { c.polite.Store(true) }
+
+// GivesWay reports whether [GiveWay] was called.
+func (c *Conn) GivesWay() bool { return c.polite.Load() }
 
 // failed is an error as package net words it.
 func (c *Conn) failed(op string, err error) error {
