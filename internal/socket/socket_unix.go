@@ -16,7 +16,7 @@ import (
 // most is how many bytes a call copies at most: a read of 128 KiB with what frames it on its way.
 const most = 144 << 10
 
-// Read reads from a socket that does not block, as the functions do that [syscall.RawConn] calls. It is read(2), but for
+// Read reads from a socket that does not block, as the functions do that [syscall.RawConn] calls. It is recv(2), but for
 // signals: the error is never EINTR. It reads no more than 144 KiB.
 func Read(fd uintptr, p []byte) (int, error) {
 	n, errno := readFrom(fd, p)
@@ -26,7 +26,7 @@ func Read(fd uintptr, p []byte) (int, error) {
 	return n, nil
 }
 
-// Write is likewise write(2). It writes no more than 144 KiB.
+// Write is likewise send(2). It writes no more than 144 KiB.
 func Write(fd uintptr, p []byte) (int, error) {
 	n, errno := writeTo(fd, p)
 	if errno != 0 {
