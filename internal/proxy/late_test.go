@@ -217,6 +217,9 @@ func TestShutdownAcceptsUntilThereIsLittleLeftToWaitFor(t *testing.T) {
 
 // A handshake that has not ended for want of time of ours is not broken off.
 func TestShutdownAnswersWhoseHandshakeIsLate(t *testing.T) {
+	if onlyNetHTTP {
+		return // which reads nothing more when it is shut down in the moment in which the handshake ends
+	}
 	borrowed := httptest.NewTLSServer(nil)
 	borrowed.Close()
 	conf := &tls.Config{Certificates: borrowed.TLS.Certificates, MinVersion: tls.VersionTLS12}
