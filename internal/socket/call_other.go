@@ -14,7 +14,7 @@ func write(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.
 // begin is write.
 func begin(fd uintptr, p []byte) (int, syscall.Errno) { return write(fd, p) }
 
-// ordinary makes a call of which the runtime is told.
+// ordinary makes a call of which the runtime is told. On 386 and s390x Linux has no calls of their own for sockets.
 func ordinary(call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, syscall.Errno) {
 	n, err := call(int(fd), p)
 	if err == nil {
