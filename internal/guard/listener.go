@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"time"
 )
@@ -46,12 +44,13 @@ type Listener struct {
 	quiet   chan struct{} // over TLS: closed when nothing is accepted any more
 	settled chan struct{} // closed by Retire when everything was handed over
 	wait    sync.WaitGroup
+	shut    func() error // closes the listener below, once; whoever calls it then waits for that
 
 	mu      sync.Mutex // guards the following
 	started bool
 	over    bool
 	retired bool
-	pending map[net.Conn]struct{} // their handshake is under way
+	pending map[net.Conn]bool // by connection as accepted: its handshake has ended, and Accept does not have it yet
 }
 
 type result struct {
@@ -63,7 +62,7 @@ type result struct {
 func NewListener(l net.Listener, o Options) *Listener {
 	return &Listener{
 		Listener: l, o: o, results: make(chan result), closed: make(chan struct{}), quiet: make(chan struct{}), settled: make(chan struct{}),
-		pending: make(map[net.Conn]struct{}),
+		pending: make(map[net.Conn]bool), shut: sync.OnceValue(l.Close),
 	}
 }
 
@@ -74,7 +73,7 @@ func (l *Listener) Retire() {
 	first := !l.retired
 	l.retired = true
 	l.mu.Unlock()
-	_ = l.Listener.Close() // that it is closed is all that is wanted, and Close tells
+	_ = l.shut() // that it is closed is all that is wanted, and Close tells
 	l.wait.Wait()
 	if first {
 		close(l.settled)
@@ -85,34 +84,42 @@ func (l *Listener) Retire() {
 // fails says the same.
 func (l *Listener) Quiet() <-chan struct{} { return l.quiet }
 
-// Pending returns the connections, as they were accepted, whose handshake is under way.
-func (l *Listener) Pending() []net.Conn {
+// Owes reports whether a handshake has ended that Accept has yet to hand over, or one is under way for whose connection, as
+// it was accepted, waiting says that it waits for us.
+func (l *Listener) Owes(waiting func(net.Conn) bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Collect(maps.Keys(l.pending))
+	for conn, ended := range l.pending {
+		if ended || waiting(conn) {
+			return true
+		}
+	}
+	return false
 }
 
 // Accept waits for a connection, and over TLS for the end of its handshake. No connection waits for the handshake of
-// another.
+// another. Once it has failed with net.ErrClosed, nobody can connect any more.
 func (l *Listener) Accept() (net.Conn, error) {
-	if l.o.TLS == nil && l.o.Current == nil {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
+	var r result
+	switch {
+	case l.o.TLS == nil && l.o.Current == nil:
+		var raw net.Conn
+		if raw, r.err = l.Listener.Accept(); r.err == nil {
+			return &Conn{Conn: raw, listener: l, mayPreface: true}, nil
 		}
-		return &Conn{Conn: conn, listener: l, mayPreface: true}, nil
+	case !l.begun():
+		r.err = net.ErrClosed
+	default:
+		select {
+		case r = <-l.results:
+		case <-l.settled:
+			r.err = net.ErrClosed
+		case <-l.closed:
+			r.err = net.ErrClosed
+		}
 	}
-	if !l.begun() {
-		return nil, net.ErrClosed
-	}
-	select {
-	case r := <-l.results:
-		return r.conn, r.err
-	case <-l.settled:
-		return nil, net.ErrClosed
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
+	l.closing(r.err)
+	return r.conn, r.err
 }
 
 // begun starts accepting, once, and reports false if that was over before. Close and Retire, which wait for it, may come
@@ -127,12 +134,21 @@ func (l *Listener) begun() bool {
 	return l.started
 }
 
+// closing waits, if accepting failed because the listener is being closed, until it is: package net wakes who accepts first,
+// and closes the socket then.
+func (l *Listener) closing(err error) {
+	if errors.Is(err, net.ErrClosed) {
+		_ = l.shut() // Close tells
+	}
+}
+
 func (l *Listener) accept() {
 	defer close(l.quiet)
 	for {
 		conn, err := l.Listener.Accept()
 		switch {
 		case err != nil:
+			l.closing(err)
 			// Whether to go on is for the caller to say, who calls again or not.
 			if l.isRetired() || !l.deliver(result{err: err}) || errors.Is(err, net.ErrClosed) {
 				return
@@ -192,12 +208,26 @@ func (l *Listener) begin(conn net.Conn) bool {
 	if l.over || len(l.pending) >= maxHandshakes {
 		return false
 	}
-	l.pending[conn] = struct{}{}
+	l.pending[conn] = false
 	return true
+}
+
+// ended notes that a handshake has ended well.
+func (l *Listener) ended(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pending[conn] = true
+}
+
+func (l *Listener) forget(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.pending, conn)
 }
 
 // secure makes the handshake.
 func (l *Listener) secure(raw net.Conn, conf *tls.Config) {
+	defer l.forget(raw)
 	until := time.Now().Add(cmp.Or(l.o.HandshakeTimeout, handshakeTimeout))
 	below := &shaking{Conn: raw, turns: l.o.Turns, until: until, stop: l.closed}
 	conn := tls.Server(below, conf)
@@ -209,17 +239,14 @@ func (l *Listener) secure(raw net.Conn, conf *tls.Config) {
 	if err == nil {
 		err = raw.SetDeadline(time.Time{})
 	}
-	l.mu.Lock()
-	delete(l.pending, raw)
-	over := l.over
-	l.mu.Unlock()
 	if err != nil {
-		if !over {
+		if !l.isOver() {
 			l.failed(raw, err)
 		}
 		_ = raw.Close()
 		return
 	}
+	l.ended(raw)
 	var r result
 	if conn.ConnectionState().NegotiatedProtocol == "h2" {
 		r.conn = conn
@@ -265,14 +292,16 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	first := !l.over
 	l.over = true
-	for conn := range l.pending {
-		_ = conn.Close()
+	for conn, ended := range l.pending {
+		if !ended { // else it has an owner, or is about to
+			_ = conn.Close()
+		}
 	}
 	l.mu.Unlock()
 	if first {
 		close(l.closed)
 	}
-	err := l.Listener.Close()
+	err := l.shut()
 	l.wait.Wait()
 	return err
 }

@@ -254,7 +254,7 @@ func (f *front) lastCall(ctx context.Context) {
 	case <-f.guarded.Quiet():
 	case <-ctx.Done():
 	}
-	for f.moment(ctx) && ctx.Err() == nil && slices.ContainsFunc(f.guarded.Pending(), socket.Waiting) {
+	for f.moment(ctx) && ctx.Err() == nil && f.guarded.Owes(socket.Waiting) {
 		continue // these handshakes wait for us, and not for their clients
 	}
 }
