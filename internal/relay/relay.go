@@ -187,10 +187,14 @@ func (r *relay) abort(err error) {
 	first := !r.aborted
 	r.aborted = true
 	r.mu.Unlock()
-	if first {
-		Abort(r.a)
-		Abort(r.b)
+	if !first {
+		return
 	}
+	// Each waits for the read under way of its side, which may be writing to the other.
+	var both sync.WaitGroup
+	both.Go(func() { Abort(r.a) })
+	Abort(r.b)
+	both.Wait()
 }
 
 // giveUp ends one direction because of err, and breaks both sides when the other one has had the time for its last words.
@@ -269,22 +273,18 @@ func Copy(dst io.Writer, src net.Conn) (int64, error) {
 
 // pump copies until the end of src, which is no error.
 func pump(dst io.Writer, src source, count *atomic.Int64) error {
-	for {
-		data, err := src.next()
-		if len(data) > 0 {
-			n, failed := dst.Write(data)
-			count.Add(int64(n))
-			if failed != nil {
-				src.release()
-				return fmt.Errorf("%w: %w", errWrite, failed)
-			}
-		}
-		src.release()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return fmt.Errorf("read: %w", err)
-		}
+	var failed error
+	err := src.each(func(data []byte) bool {
+		n, err := dst.Write(data)
+		count.Add(int64(n))
+		failed = err
+		return err == nil
+	})
+	switch {
+	case failed != nil:
+		return fmt.Errorf("%w: %w", errWrite, failed)
+	case err != nil:
+		return fmt.Errorf("read: %w", err)
 	}
+	return nil
 }

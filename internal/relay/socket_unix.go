@@ -15,12 +15,12 @@ import (
 // socketSource reads from a socket of the kernel, which tells when there is something to read: it borrows a buffer only
 // then, and none is held while it waits.
 type socketSource struct {
-	raw   syscall.RawConn
-	try   func(fd uintptr) bool // attempt, bound once
-	class int
-	buf   *[]byte
-	n     int
-	err   error
+	raw      syscall.RawConn
+	receiver socket.Receiver
+	doubt    doubt
+	class    int
+	take     func(data []byte) bool
+	err      error
 }
 
 // newSocketSource returns nil when conn is not a bare socket. Types that embed one are none: their Read may do more.
@@ -29,9 +29,7 @@ func newSocketSource(conn net.Conn) source {
 	if raw == nil {
 		return nil
 	}
-	s := &socketSource{raw: raw}
-	s.try = s.attempt
-	return s
+	return &socketSource{raw: raw, doubt: doubt{tcp: beneath(conn)}}
 }
 
 // rawSocket returns nil when conn is not a bare socket, or is closed.
@@ -52,39 +50,49 @@ func rawSocket(conn net.Conn) syscall.RawConn {
 	return raw
 }
 
-// attempt reads from fd, and reports false when there is nothing to read yet.
-func (s *socketSource) attempt(fd uintptr) bool {
-	s.buf = borrow(s.class)
-	if s.n, s.err = socket.Read(fd, *s.buf); errors.Is(s.err, syscall.EAGAIN) {
-		s.release()
-		return false
+// each takes what it reads inside of the wait for the socket, and not between two waits: so it learns also of what comes
+// meanwhile, and does not have to look. The socket is not closed as long as something is being taken, and who closes it waits.
+func (s *socketSource) each(take func(data []byte) bool) error {
+	s.take, s.err = take, nil
+	defer s.doubt.end()
+	for {
+		err := s.raw.Read(s.drain)
+		switch {
+		case s.doubt.raised(err):
+			continue // read once more
+		case err != nil:
+			return err
+		case errors.Is(s.err, io.EOF):
+			return nil
+		}
+		return s.err
 	}
-	return true
 }
 
-func (s *socketSource) next() ([]byte, error) {
-	s.n, s.err = 0, nil
-	if err := s.raw.Read(s.try); err != nil {
-		return nil, err
-	}
-	switch {
-	case s.err != nil:
-		s.n = 0
-		return nil, os.NewSyscallError("read", s.err)
-	case s.n == 0:
-		return nil, io.EOF
-	}
-	return (*s.buf)[:s.n], nil
-}
-
-func (s *socketSource) release() {
-	if s.buf == nil {
-		return
-	}
-	giveBack(s.class, s.buf)
-	s.buf = nil
-	if s.n > 0 {
-		s.class = grown(s.class, s.n)
+// drain takes what there is, and reports false when more is to be waited for.
+func (s *socketSource) drain(fd uintptr) bool {
+	for {
+		buf := borrow(s.class)
+		n, dry, err := s.receiver.Receive(fd, *buf)
+		on := n > 0 && s.take((*buf)[:n])
+		giveBack(s.class, buf)
+		switch {
+		case errors.Is(err, syscall.EAGAIN):
+			return false
+		case err != nil:
+			s.err = os.NewSyscallError("read", err)
+			return true
+		case n == 0:
+			s.err = io.EOF
+			return true
+		case !on:
+			return true
+		}
+		s.class = grown(s.class, n)
+		if dry {
+			s.doubt.arise()
+			return false
+		}
 	}
 }
 

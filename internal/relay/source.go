@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -27,9 +28,9 @@ func giveBack(class int, b *[]byte) { caches[class].Put(b) }
 
 // source is where a direction gets its bytes from.
 type source interface {
-	// next reads once. The data is valid until release, which must follow each next.
-	next() ([]byte, error)
-	release()
+	// each reads, and calls take with what it has read, until there is no more or take returns false. The end of the
+	// source is no error. The data is valid until take returns.
+	each(take func(data []byte) bool) error
 }
 
 // newSource returns the source for a connection: the one that waits without a buffer where it can be had.
@@ -60,12 +61,27 @@ type readerSource struct {
 	ended bool
 }
 
+func (s *readerSource) each(take func(data []byte) bool) error {
+	for {
+		data, err := s.next()
+		on := len(data) == 0 || take(data)
+		s.ended = err != nil || !on
+		s.release()
+		switch {
+		case errors.Is(err, io.EOF), !on:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
 func (s *readerSource) next() ([]byte, error) {
 	if s.buf == nil {
 		s.buf = borrow(s.class)
 	}
 	n, err := s.r.Read(*s.buf)
-	s.n, s.ended = n, err != nil
+	s.n = n
 	return (*s.buf)[:n], err
 }
 
