@@ -145,7 +145,7 @@ func New(c config.Pikod, o Options) (*Server, error) {
 	}
 	s := &Server{
 		config: c, o: o, id: id, before: old, started: time.Now(), registry: prometheus.NewRegistry(),
-		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{Settled: debug.FreeOSMemory}), tally: newTally(),
+		keeper: tunnel.NewKeeper(tunnel.KeeperOptions{Settled: debug.FreeOSMemory, Crowded: collectSooner}), tally: newTally(),
 	}
 	s.limits = newLimits(&c, o.Log, s.registry)
 	s.sessions, s.vigil = newSessions(c.Upstream.MaxSessions), newVigil(s)

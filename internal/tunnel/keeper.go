@@ -16,8 +16,11 @@ const heartbeatTick = time.Second
 type Keeper struct {
 	o KeeperOptions
 
+	crowd chan struct{} // has room for one: many sessions have come since the last tick
+
 	mu       sync.Mutex // guards the following
 	sessions map[*link]struct{}
+	come     int // since the last tick
 }
 
 // KeeperOptions say how patient a Keeper is.
@@ -31,6 +34,10 @@ type KeeperOptions struct {
 	// Settled is called when many sessions have come, gone or carried something and all has been quiet for some seconds:
 	// a time to give memory back. It is called by Run, which waits for it; nil does nothing.
 	Settled func()
+	// Crowded is called with true when many sessions come within a second, and with false when that is over: what their
+	// beginnings leave behind lies between what stays, and is best collected soon. It is called by Run, which waits for it; nil
+	// does nothing.
+	Crowded func(bool)
 }
 
 // How a Keeper finds that its sessions have settled: after restAfter ticks with little change, when there has been much since
@@ -40,12 +47,15 @@ const (
 	muchChange = 100 // sessions
 )
 
+// When there is a crowd: from crowdFrom sessions within a tick until restAfter ticks with less than a fifth of that.
+const crowdFrom = 50
+
 // NewKeeper returns a Keeper. It watches while Run runs.
 func NewKeeper(o KeeperOptions) *Keeper {
 	o.Interval = orDefault(o.Interval, defaultHeartbeat)
 	o.Dead = orDefault(o.Dead, defaultDead)
 	o.Stall = orDefault(o.Stall, stallTimeout)
-	return &Keeper{o: o, sessions: make(map[*link]struct{})}
+	return &Keeper{o: o, crowd: make(chan struct{}, 1), sessions: make(map[*link]struct{})}
 }
 
 // Add has a session watched until it ends.
@@ -53,6 +63,9 @@ func (k *Keeper) Add(s *Session) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.sessions[s.l] = struct{}{}
+	if k.come++; k.come == crowdFrom {
+		signal(k.crowd)
+	}
 }
 
 // Run watches until ctx ends, and returns nil.
@@ -62,12 +75,18 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var links []*link
 	var tide tide
+	crowd := crowd{tell: k.o.Crowded}
+	defer crowd.end()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-k.crowd:
+			crowd.begin()
+			continue
 		case <-tick.C:
 		}
+		crowd.tick(k.newcomers())
 		links = k.living(links[:0])
 		for _, l := range links {
 			l.check(k.o.Interval, k.o.Dead-every, k.o.Stall)
@@ -77,6 +96,46 @@ func (k *Keeper) Run(ctx context.Context) error {
 			k.o.Settled()
 		}
 		clear(links)
+	}
+}
+
+// newcomers returns how many sessions have come since it was last asked.
+func (k *Keeper) newcomers() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := k.come
+	k.come = 0
+	return n
+}
+
+// crowd tells of many sessions that come at once.
+type crowd struct {
+	tell  func(bool) // may be nil
+	there bool
+	quiet int // ticks in which few have come
+}
+
+func (c *crowd) begin() {
+	c.quiet = 0
+	if !c.there && c.tell != nil {
+		c.there = true
+		c.tell(true)
+	}
+}
+
+// tick is told how many have come since the last one.
+func (c *crowd) tick(come int) {
+	if come >= crowdFrom/5 {
+		c.quiet = 0
+	} else if c.quiet++; c.quiet == restAfter {
+		c.end()
+	}
+}
+
+func (c *crowd) end() {
+	if c.there {
+		c.there = false
+		c.tell(false)
 	}
 }
 
