@@ -86,6 +86,7 @@ func (c *plainConn) serve() {
 	defer func() {
 		stop()
 		c.cancel()
+		c.watch.end()
 		c.front.forget(c)
 		c.settle()
 	}()

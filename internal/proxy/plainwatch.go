@@ -7,8 +7,8 @@ import (
 	"github.com/pikoproxy/piko/internal/router"
 )
 
-// watchAfter is how long an answer may take before somebody looks whether the client is still there. Most come sooner,
-// and cost no goroutine.
+// watchAfter is how long an answer may take before somebody looks whether the client is still there; up to twice as long may
+// pass. Most come sooner, and cost no goroutine. The timer is armed while requests come, and not for each of them.
 const watchAfter = 50 * time.Millisecond
 
 // watch sees a client leave that waits for an answer.
@@ -18,6 +18,8 @@ type watch struct {
 
 	mu          sync.Mutex // guards the following
 	busy        bool       // the request was read, and is being answered
+	turn, seen  int        // number of the request, and of the one that look has found last
+	armed       bool       // the timer runs
 	idle        bool       // the connection waits for a request
 	since       time.Time  // when that wait began
 	deciding    bool       // it has read something, and it is not known yet who answers
@@ -34,6 +36,11 @@ func (w *watch) start() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.busy = true
+	w.turn++
+	if w.armed {
+		return
+	}
+	w.armed, w.seen = true, w.turn
 	if w.timer == nil {
 		w.timer = time.AfterFunc(watchAfter, w.look)
 	} else {
@@ -41,9 +48,23 @@ func (w *watch) start() {
 	}
 }
 
-// look waits, in the goroutine of the timer, for the client to send more or to leave.
+// end lets go of the timer, when no request is being answered.
+func (w *watch) end() {
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+}
+
+// look waits, in the goroutine of the timer, for the client to send more or to leave, if the answer takes that long.
 func (w *watch) look() {
 	w.mu.Lock()
+	if w.busy && w.turn != w.seen {
+		w.seen = w.turn
+		w.timer.Reset(watchAfter)
+		w.mu.Unlock()
+		return
+	}
+	w.armed = false
 	if !w.busy || w.reading != nil || w.c.guard.Ahead() {
 		w.mu.Unlock()
 		return
@@ -72,7 +93,6 @@ func (w *watch) stop() {
 		return
 	}
 	w.busy = false
-	w.timer.Stop()
 	done := w.reading
 	if done == nil {
 		return
