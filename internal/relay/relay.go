@@ -48,7 +48,8 @@ type Options struct {
 type Counts struct{ AToB, BToA int64 }
 
 // Relay copies between a and b until both directions have ended, and closes both before it returns. A side that has no
-// CloseWrite is closed as a whole when the other ends, and what it would still have sent is lost.
+// CloseWrite is closed as a whole when the other ends, and what it would still have sent is lost. End it by ctx: who closes a
+// socket that is being relayed waits until what was read from it is written.
 //
 // The error is nil only when both directions ended cleanly. It is the first one met: of reading or writing, [ErrIdle],
 // or the cause of ctx's end. Both sides have then been aborted.
