@@ -26,6 +26,7 @@ func Program() daemon.Program {
 
 // assemble builds a node as the shell runs it.
 func assemble(c config.Pikod, p *daemon.Process) (run func(context.Context) error, err error) {
+	p.BatchThreads()
 	offer, _ := p.Predecessor()
 	srv, err := New(c, Options{
 		Log: p.Log, ErrorLog: p.ErrorLog(), Version: p.Version, Listen: p.Listen, Status: p.Status,
