@@ -34,6 +34,8 @@ test: tools build ## run all tests under the race detector, with real processes
 .PHONY: unit
 unit: bin/consul bin/pebble ## test the packages under the race detector
 	$(GO) test -race -count=1 -timeout=20m ./...
+	@# Under the race detector their system calls are others.
+	$(GO) test -count=1 -timeout=5m ./internal/socket ./internal/relay
 	cd bench && $(GO) test -race -count=1 -timeout=10m ./...
 
 .PHONY: e2e
