@@ -94,46 +94,38 @@ func TestNothingIsMissedThatComesDuringAWrite(t *testing.T) {
 	}
 }
 
-// An end that has come together with the last bytes wakes nobody any more.
+// An end or a reset that has come together with the last bytes wakes nobody any more.
 func TestAnEndIsSeenBehindTheLastBytes(t *testing.T) {
-	near, far := tcpPair(t)
-	to, ended := copying(near)
-	untilItTells(t, near, far, to)
-	send(t, far, "one")
-	await(t, to.got)
-	send(t, far, "last")
-	far.Close()
-	awaitEvents(t, near, unix.POLLRDHUP)
-	to.proceed <- ""
-	if got := await(t, to.got); got != "last" {
-		t.Fatalf("read %q", got)
+	tests := map[string]struct {
+		linger int // in seconds; 0: closing resets
+		event  int16
+		err    error
+	}{
+		"end":   {-1, unix.POLLRDHUP, nil},
+		"reset": {0, unix.POLLHUP, syscall.ECONNRESET},
 	}
-	to.proceed <- ""
-	if err := await(t, ended); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// Nor does a reset.
-func TestAResetIsSeenBehindTheLastBytes(t *testing.T) {
-	near, far := tcpPair(t)
-	to, ended := copying(near)
-	untilItTells(t, near, far, to)
-	send(t, far, "one")
-	await(t, to.got)
-	send(t, far, "last")
-	if err := far.SetLinger(0); err != nil {
-		t.Fatal(err)
-	}
-	far.Close()
-	awaitEvents(t, near, unix.POLLHUP)
-	to.proceed <- ""
-	if got := await(t, to.got); got != "last" {
-		t.Fatalf("read %q", got)
-	}
-	to.proceed <- ""
-	if err := await(t, ended); !errors.Is(err, syscall.ECONNRESET) {
-		t.Fatalf("a reset connection ended with %v", err)
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			near, far := tcpPair(t)
+			to, ended := copying(near)
+			untilItTells(t, near, far, to)
+			send(t, far, "one")
+			await(t, to.got)
+			send(t, far, "last")
+			if err := far.SetLinger(test.linger); err != nil {
+				t.Fatal(err)
+			}
+			far.Close()
+			awaitEvents(t, near, test.event)
+			to.proceed <- ""
+			if got := await(t, to.got); got != "last" {
+				t.Fatalf("read %q", got)
+			}
+			to.proceed <- ""
+			if err := await(t, ended); !errors.Is(err, test.err) {
+				t.Fatalf("ended with %v, want %v", err, test.err)
+			}
+		})
 	}
 }
 
