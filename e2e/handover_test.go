@@ -82,6 +82,25 @@ func alive(pid int) bool {
 	return len(rest) > 0 && rest[0] != 'Z'
 }
 
+// parentOf is the id of a process's parent (proc(5)).
+func parentOf(t testing.TB, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := bytes.Cut(status, []byte(") "))
+	fields := bytes.Fields(rest)
+	if len(fields) < 2 {
+		t.Fatalf("strange status %q", status)
+	}
+	parent, err := strconv.Atoi(string(fields[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parent
+}
+
 // handOver makes a process hand over, and returns the new one's id. The test ends the new one.
 func handOver(t testing.TB, s *systemd, pid int) int {
 	t.Helper()
@@ -176,6 +195,40 @@ func TestHandoverFailsNothingAndHoldsUpNothing(t *testing.T) {
 	}
 	if out, code := run(t, nil, "pikod", "--reload", strconv.Itoa(pid)); code != 0 {
 		t.Errorf("the last process can't be reloaded: %s", out)
+	}
+}
+
+// TestStopBehindAHandoverCutsNothing tells a process to stop that has handed over already, as systemd does with all processes of
+// a service: what it still answers goes on.
+func TestStopBehindAHandoverCutsNothing(t *testing.T) {
+	t.Parallel()
+	s := listenSystemd(t)
+	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
+	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("[proxy]\nlisten = %q\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n",
+		n.proxy, n.upstream, n.admin))
+	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path}, "pikod", "--config", n.file)
+	n.awaitReady(t, n.admin)
+	startAgent(t, n, agentOptions{}, offer{Endpoint: "slow", Addr: serve(t, slow(make(chan struct{}, 1)))})
+	running := inFlight(t, n.client(t), at("slow", "/early"))
+	next := handOver(t, s, n.cmd.Process.Pid)
+	if parent := parentOf(t, next); parent != os.Getpid() {
+		t.Errorf("process %d is the parent of the new one: want %d, as systemd waits only for its own children", parent, os.Getpid())
+	}
+	await(t, "the process before has nothing more to hand over", settle, func() error {
+		if !strings.Contains(n.output(t), "handed over, and stopping") {
+			return fmt.Errorf("it has not said so")
+		}
+		return nil
+	})
+	for range 2 {
+		n.signal(t, syscall.SIGTERM)
+		pause(100 * time.Millisecond) // or the two would be one
+	}
+	if err := wait(t, "the request that was running", settle, running); err != nil {
+		t.Errorf("it was cut off: %v", err)
+	}
+	if code := n.exit(t, settle); code != 0 {
+		t.Errorf("the process that handed over ends with %d", code)
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // At SIGUSR2 a process starts its own program anew, as it is on the disk by then, gives it all its listening sockets, and
@@ -206,8 +208,31 @@ func (p *Process) HandsOver(h Handover) {
 // successor is a process that is being started.
 type successor struct {
 	pid  int
+	fd   int // pidfd_open(2); -1: the kernel has none
 	link *link
-	gone chan struct{} // closed when it has ended
+}
+
+// end ends a successor that has served nobody, and waits for that.
+func (s *successor) end() {
+	if s.fd < 0 {
+		_ = syscall.Kill(s.pid, syscall.SIGKILL)
+	} else if unix.PidfdSendSignal(s.fd, syscall.SIGKILL, nil, 0) == nil { // else it has ended
+		ended := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+		for {
+			if _, err := unix.Poll(ended, int(handoverAnswer.Milliseconds())); !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+	}
+	_, _ = syscall.Wait4(s.pid, nil, 0, nil) // an error says that it is the child of another process
+}
+
+// close lets go of a successor.
+func (s *successor) close() {
+	_ = s.link.c.Close()
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+	}
 }
 
 // errFirst is why a process hands nothing over that the kernel ends all others with.
@@ -245,11 +270,10 @@ func (p *Process) handOver(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("start %s: %w", path, err)
 	}
-	defer func() { _ = s.link.c.Close() }()
+	defer s.close()
 	defer context.AfterFunc(ctx, func() { _ = s.link.c.Close() })() // told to stop: nothing is handed over any more
 	if err := p.install(ctx, s, h, offer); err != nil {
-		_ = syscall.Kill(s.pid, syscall.SIGKILL) // it has served nobody, and its id is not reused before it was waited for
-		<-s.gone
+		s.end()
 		return err
 	}
 	return nil
@@ -322,17 +346,19 @@ func (p *Process) spawn(path string) (*successor, error) {
 	for _, fd := range fds {
 		files = append(files, uintptr(fd))
 	}
+	s := &successor{fd: -1, link: ours}
+	sys := &syscall.SysProcAttr{PidFD: &s.fd}
+	if p.notify != nil {
+		// A child of systemd's, as this one is: it does not wait for the end of a main process that is none, and kills it.
+		sys.Cloneflags = syscall.CLONE_PARENT
+	}
 	// Not by package os/exec: it would make the sockets blocking, for this process too.
-	pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{Env: env, Files: append(files, uintptr(pair[1]))}) //nolint:gosec // it is this program
+	//nolint:gosec // it is this program
+	s.pid, err = syscall.ForkExec(path, os.Args, &syscall.ProcAttr{Env: env, Files: append(files, uintptr(pair[1])), Sys: sys})
 	if err != nil {
 		_ = ours.c.Close()
 		return nil, err
 	}
-	s := &successor{pid: pid, link: ours, gone: make(chan struct{})}
-	go func() { // ends with the new process, or with this one: nobody waits for a successor that serves
-		defer close(s.gone)
-		_, _ = syscall.Wait4(pid, nil, 0, nil)
-	}()
 	return s, nil
 }
 

@@ -90,7 +90,8 @@ func watch(p *Process, s Settings) int {
 	defer finish() // before the wait, as cancel
 	defer cancel()
 
-	stopping := false
+	told, stopping := false, false
+	replaced := false // systemd may take another process for the main one
 	handed := make(chan error, 1)
 	var handing chan error // nil while nothing is handed over
 	for {
@@ -101,12 +102,19 @@ func watch(p *Process, s Settings) int {
 			}
 			return exitCode(p.Log, err, stopping)
 		case sig := <-signals:
-			if stopping {
+			if replaced && sig == syscall.SIGTERM { // systemd tells all, and again when the main one has ended. This one drains.
+				continue
+			}
+			if told {
 				p.Log.WithField("signal", sig.String()).Warn("stopping at once: told twice")
 				return ExitFailure
 			}
-			stopping = true
+			told = true
 			p.Log.WithField("signal", sig.String()).Info("stopping")
+			if stopping {
+				continue
+			}
+			stopping, replaced = true, handing != nil
 			p.tell(daemon.SdNotifyStopping)
 			work.Go(func() { p.stopping(all) })
 			cancel()
@@ -123,7 +131,7 @@ func watch(p *Process, s Settings) int {
 				p.Log.WithError(err).Error("not handed over: this process goes on")
 				continue
 			}
-			stopping = true
+			stopping, replaced = true, true
 			cancel()
 		}
 	}

@@ -27,6 +27,20 @@ prove 'T4 systemctl restart under load fails no request and delays none' '
   for i in 1 2; do sleep 1.5; systemctl restart pikod; done
   rc=0; enough || rc=$?; echo "note: $(head -1 /run/load)"
   test "$sockets" = "$(systemctl show -P ActiveEnterTimestampMonotonic pikod-proxy.socket)" && exit $rc'
+prove 'T4 systemctl restart behind a handover fails no request and delays none' '
+  eventually web
+  load -requests 15000
+  hand_over pikod; sleep 1.5; systemctl restart pikod; sleep 1
+  rc=0; enough || rc=$?; echo "note: $(head -1 /run/load)"
+  fails said "with signal SIGKILL" -15s && exit $rc'
+prove 'T4 systemctl restart waits for the process before, which still answers' '
+  eventually web
+  for unit in pikod piko-agent; do
+    curl -sS --fail -m 30 -o /run/slow -H "x-piko-endpoint: web" "http://127.0.0.1:8000/slow?s=4" & slow=$!
+    sleep 1; hand_over $unit; sleep 1; systemctl restart $unit
+    wait $slow && grep -q last /run/slow || exit 1
+    eventually web
+  done'
 prove 'T5 an agent and a forward that are handed over fail no request' '
   eventually web
   load -requests 8000 -longest 2s
