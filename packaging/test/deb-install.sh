@@ -46,6 +46,10 @@ prove 'T3 the daemon can write nowhere in /etc, and has no capability' '
   grep -q "^CapBnd:.*0000000000000000$" /proc/$pid/status
   test "$(stat -c %U /proc/$pid)" = pikod
   fails nsenter -t $pid -m touch /etc/piko/x'
+prove 'T3 the threads of the node do not interrupt each other' '
+  for stat in /proc/$(main_pid pikod)/task/*/stat; do
+    test "$(cut -d" " -f41 "$stat")" = 3 || exit 1 # SCHED_BATCH
+  done'
 prove 'T2 the first request starts a node that is stopped' '
   halt && systemctl start pikod-proxy.socket
   fails systemctl is-active pikod.service
