@@ -90,51 +90,68 @@ func watch(p *Process, s Settings) int {
 	defer finish() // before the wait, as cancel
 	defer cancel()
 
-	told, stopping := false, false
-	replaced := false // systemd may take another process for the main one
+	var c course
 	handed := make(chan error, 1)
-	var handing chan error // nil while nothing is handed over
 	for {
 		select {
 		case err := <-ended:
 			if err == nil && p.legacy != nil && p.legacy.err != nil {
 				return ExitFailure // said already
 			}
-			return exitCode(p.Log, err, stopping)
+			return exitCode(p.Log, err, c.stopping)
 		case sig := <-signals:
-			if replaced && sig == syscall.SIGTERM { // systemd tells all, and again when the main one has ended. This one drains.
+			if c.ignores(sig) {
 				continue
 			}
-			if told {
+			if c.told {
 				p.Log.WithField("signal", sig.String()).Warn("stopping at once: told twice")
 				return ExitFailure
 			}
-			told = true
 			p.Log.WithField("signal", sig.String()).Info("stopping")
-			if stopping {
-				continue
+			if c.stop() {
+				p.tell(daemon.SdNotifyStopping)
+				work.Go(func() { p.stopping(all) })
+				cancel()
 			}
-			stopping, replaced = true, handing != nil
-			p.tell(daemon.SdNotifyStopping)
-			work.Go(func() { p.stopping(all) })
-			cancel()
 		case <-handovers:
-			if stopping || handing != nil {
+			if c.stopping || c.handing != nil {
 				p.Log.Warn("nothing handed over: it is being done, or this process stops")
 				continue
 			}
-			handing = handed
+			c.handing = handed
 			work.Go(func() { handed <- p.replace(ctx) })
-		case err := <-handing:
-			handing = nil
+		case err := <-c.handing:
+			c.handing = nil
 			if err != nil {
 				p.Log.WithError(err).Error("not handed over: this process goes on")
 				continue
 			}
-			stopping, replaced = true, true
+			c.stopping, c.replaced = true, true
 			cancel()
 		}
 	}
+}
+
+// course is how far a process has come on its way to its end.
+type course struct {
+	told     bool       // to stop, by a signal
+	stopping bool       // for whatever reason
+	replaced bool       // systemd may take another process for the main one
+	handing  chan error // nil while nothing is handed over
+}
+
+// ignores reports whether a signal says nothing new: systemd sends SIGTERM to all processes of a service, and once more when
+// the main one has ended. One that was replaced drains already.
+func (c *course) ignores(sig os.Signal) bool { return c.replaced && sig == syscall.SIGTERM }
+
+// stop notes the first signal, and reports whether there is something to stop yet.
+func (c *course) stop() bool {
+	c.told = true
+	if c.stopping {
+		return false
+	}
+	c.stopping, c.replaced = true, c.handing != nil
+	return true
 }
 
 // replace hands over to a new process of what is now at the place of this program.
