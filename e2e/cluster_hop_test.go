@@ -4,37 +4,13 @@ package e2e
 
 import (
 	"bufio"
-	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 )
-
-// processor is the time that the child has kept processors busy. The kernel counts it in hundredths of a second.
-func (p *process) processor(t testing.TB) time.Duration {
-	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ") // after the name, which may hold spaces
-	f := strings.Fields(rest)
-	sum := 0
-	for _, k := range []int{11, 12} { // utime and stime
-		ticks, err := strconv.Atoi(f[k])
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += ticks
-	}
-	return time.Duration(sum) * 10 * time.Millisecond
-}
 
 // TestLongHop measures what it costs that a request comes to a node without an agent for it.
 func TestLongHop(t *testing.T) {
@@ -47,9 +23,9 @@ func TestLongHop(t *testing.T) {
 	links := c.links(t)
 	for round := range rounds + 1 {
 		for k, conns := range crowds {
-			before := c.nodes[0].processor(t) + c.nodes[1].processor(t)
+			before := c.nodes[0].cpu(t) + c.nodes[1].cpu(t)
 			chorus(t, conns, each)
-			spent := c.nodes[0].processor(t) + c.nodes[1].processor(t) - before
+			spent := c.nodes[0].cpu(t) + c.nodes[1].cpu(t) - before
 			if round > 0 { // the first one opens streams
 				costs[k] = append(costs[k], spent/(clients*each))
 			}

@@ -50,11 +50,7 @@ func TestHandoverOfAgentAndForwarder(t *testing.T) {
 func TestWatchdogAndDrainAreToldToSystemd(t *testing.T) {
 	t.Parallel()
 	s := listenSystemd(t)
-	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
-	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("[proxy]\nlisten = %q\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n",
-		n.proxy, n.upstream, n.admin))
-	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path, "WATCHDOG_USEC=16000000"}, "pikod", "--config", n.file)
-	n.awaitReady(t, n.admin)
+	n := startNode(t, nodeOptions{Env: []string{"NOTIFY_SOCKET=" + s.path, "WATCHDOG_USEC=16000000"}})
 	began := make(chan struct{}, 1)
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "slow", Addr: serve(t, slow(began))})
 	await(t, "signs of life", settle, func() error {

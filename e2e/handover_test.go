@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/http"
@@ -72,35 +71,6 @@ func (s *systemd) mainPID() int {
 	return 0
 }
 
-// alive reports whether a process that is no child runs.
-func alive(pid int) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	_, rest, _ := bytes.Cut(status, []byte(") "))
-	return len(rest) > 0 && rest[0] != 'Z'
-}
-
-// parentOf is the id of a process's parent (proc(5)).
-func parentOf(t testing.TB, pid int) int {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := bytes.Cut(status, []byte(") "))
-	fields := bytes.Fields(rest)
-	if len(fields) < 2 {
-		t.Fatalf("strange status %q", status)
-	}
-	parent, err := strconv.Atoi(string(fields[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return parent
-}
-
 // handOver makes a process hand over, and returns the new one's id. The test ends the new one.
 func handOver(t testing.TB, s *systemd, pid int) int {
 	t.Helper()
@@ -149,11 +119,7 @@ func awaitEnd(t testing.TB, pid int) {
 func TestHandoverFailsNothingAndHoldsUpNothing(t *testing.T) {
 	const times = 3
 	s := listenSystemd(t)
-	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
-	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("[proxy]\nlisten = %q\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n"+
-		"[cluster]\nnode_id = \"one\"\n", n.proxy, n.upstream, n.admin))
-	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path}, "pikod", "--config", n.file)
-	n.awaitReady(t, n.admin)
+	n := startNode(t, nodeOptions{Env: []string{"NOTIFY_SOCKET=" + s.path}, More: "[cluster]\nnode_id = \"one\""})
 	agent := startAgent(t, n, agentOptions{}, offer{Endpoint: "native", Addr: serve(t, echoAll)},
 		offer{Endpoint: "slow", Addr: serve(t, slow(make(chan struct{}, times)))},
 		offer{Endpoint: "tcp", Addr: serveTCP(t, echo), Protocol: "tcp"})
@@ -203,15 +169,12 @@ func TestHandoverFailsNothingAndHoldsUpNothing(t *testing.T) {
 func TestStopBehindAHandoverCutsNothing(t *testing.T) {
 	t.Parallel()
 	s := listenSystemd(t)
-	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
-	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("[proxy]\nlisten = %q\n[upstream]\nlisten = %q\n[admin]\nlisten = %q\n",
-		n.proxy, n.upstream, n.admin))
-	n.process = start(t, []string{"NOTIFY_SOCKET=" + s.path}, "pikod", "--config", n.file)
-	n.awaitReady(t, n.admin)
+	n := startNode(t, nodeOptions{Env: []string{"NOTIFY_SOCKET=" + s.path}})
 	startAgent(t, n, agentOptions{}, offer{Endpoint: "slow", Addr: serve(t, slow(make(chan struct{}, 1)))})
 	running := inFlight(t, n.client(t), at("slow", "/early"))
 	next := handOver(t, s, n.cmd.Process.Pid)
-	if parent := parentOf(t, next); parent != os.Getpid() {
+	const ppid = 4
+	if parent := statNumber(t, next, ppid); parent != os.Getpid() {
 		t.Errorf("process %d is the parent of the new one: want %d, as systemd waits only for its own children", parent, os.Getpid())
 	}
 	await(t, "the process before has nothing more to hand over", settle, func() error {

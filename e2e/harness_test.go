@@ -41,18 +41,20 @@ type node struct {
 	*process
 	file                   string // its settings
 	proxy, upstream, admin string // addresses
+	env                    []string
 }
 
-// nodeOptions are lines of TOML for the parts of pikod.toml.
+// nodeOptions are lines of TOML for the parts of pikod.toml, and what else a node is started with.
 type nodeOptions struct {
 	Top, Proxy, Upstream, Admin, More string
-	Zone                              string // of a node of a cluster
+	Zone                              string   // of a node of a cluster
+	Env                               []string // more of it
 }
 
 // startNode runs a pikod on free ports and waits until it is ready.
 func startNode(t testing.TB, o nodeOptions) *node {
 	t.Helper()
-	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t)}
+	n := &node{proxy: freeAddress(t), upstream: freeAddress(t), admin: freeAddress(t), env: o.Env}
 	n.file = writeFile(t, "pikod.toml", fmt.Sprintf("%s\n[proxy]\nlisten = %q\n%s\n[upstream]\nlisten = %q\n%s\n"+
 		"[admin]\nlisten = %q\n%s\n%s\n", o.Top, n.proxy, o.Proxy, n.upstream, o.Upstream, n.admin, o.Admin, o.More))
 	n.run(t)
@@ -62,7 +64,7 @@ func startNode(t testing.TB, o nodeOptions) *node {
 // run starts the process of the node, for the first time or again.
 func (n *node) run(t testing.TB) {
 	t.Helper()
-	n.process = start(t, nil, "pikod", "--config", n.file)
+	n.process = start(t, n.env, "pikod", "--config", n.file)
 	n.awaitReady(t, n.admin)
 }
 

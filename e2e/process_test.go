@@ -164,22 +164,45 @@ func (p *process) rss(t testing.TB) int64 {
 	return 0
 }
 
-// cpu is the processor time that the child has taken, to a hundredth of a second.
-func (p *process) cpu(t testing.TB) time.Duration {
+// statField returns a field of a file /proc/.../stat by its number in proc(5), from the third on.
+func statField(file string, number int) (string, error) {
+	stat, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ") // the name before may hold anything
+	fields := strings.Fields(rest)
+	if len(fields) <= number-3 {
+		return "", fmt.Errorf("%s has no field %d: %s", file, number, stat)
+	}
+	return fields[number-3], nil
+}
+
+// statNumber is statField for a field of a process that is a number.
+func statNumber(t testing.TB, pid, number int) int {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	field, err := statField(fmt.Sprintf("/proc/%d/stat", pid), number)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := bytes.Cut(stat, []byte(") ")) // the name before may hold anything
-	fields, ticks := bytes.Fields(rest), 0
-	for _, f := range fields[11:13] { // utime and stime, in hundredths of a second
-		n, err := strconv.Atoi(string(f))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ticks += n
+	n, err := strconv.Atoi(field)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return n
+}
+
+// alive reports whether a process that may be no child runs.
+func alive(pid int) bool {
+	state, err := statField(fmt.Sprintf("/proc/%d/stat", pid), 3)
+	return err == nil && state != "Z"
+}
+
+// cpu is the processor time that the child has taken, to a hundredth of a second.
+func (p *process) cpu(t testing.TB) time.Duration {
+	t.Helper()
+	const user, system = 14, 15 // in hundredths of a second
+	ticks := statNumber(t, p.cmd.Process.Pid, user) + statNumber(t, p.cmd.Process.Pid, system)
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 

@@ -47,9 +47,8 @@ prove 'T3 the daemon can write nowhere in /etc, and has no capability' '
   test "$(stat -c %U /proc/$pid)" = pikod
   fails nsenter -t $pid -m touch /etc/piko/x'
 prove 'T3 the threads of the node do not interrupt each other' '
-  for stat in /proc/$(main_pid pikod)/task/*/stat; do
-    test "$(cut -d" " -f41 "$stat")" = 3 || exit 1 # SCHED_BATCH
-  done'
+  policies=$(cut -d" " -f41 /proc/$(main_pid pikod)/task/*/stat | sort -u) || true # a thread may have ended
+  test "$policies" = 3 # SCHED_BATCH'
 prove 'T2 the first request starts a node that is stopped' '
   halt && systemctl start pikod-proxy.socket
   fails systemctl is-active pikod.service
