@@ -21,6 +21,7 @@ import (
 type traffic struct {
 	t       testing.TB
 	endings sync.WaitGroup
+	ended   sync.Once
 	ctx     context.Context
 	stop    context.CancelFunc
 	kept    *http.Client
@@ -44,6 +45,7 @@ type trafficOptions struct {
 	TLS        *tls.Config
 }
 
+// startTraffic begins at once. It ends with the test, if not before, and before all that the test had started earlier.
 func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 	t.Helper()
 	f := &traffic{t: t, url: at(o.Endpoint, ""), running: make(chan struct{}, mostWaiting)}
@@ -51,6 +53,7 @@ func startTraffic(t testing.TB, n *node, o trafficOptions) *traffic {
 		f.url = strings.Replace(f.url, "http:", "https:", 1)
 	}
 	f.ctx, f.stop = context.WithCancel(t.Context())
+	t.Cleanup(f.end)
 	client := func(keep bool) *http.Client {
 		transport := &http.Transport{
 			DialContext: dialTo(n.proxy), DisableKeepAlives: !keep, MaxIdleConnsPerHost: 64, IdleConnTimeout: reuse,
@@ -138,13 +141,15 @@ func (f *traffic) talk(i int, ws *websocket.Conn) {
 	}
 }
 
-// end stops and waits for the last answers.
+// end stops and waits for the last answers. What comes after the first call does nothing.
 func (f *traffic) end() {
-	f.stop()
-	f.endings.Wait()
-	f.kept.CloseIdleConnections()
-	f.t.Logf("%d requests, %d failed, the slowest took %s; %d messages over WebSockets",
-		f.asked.Load(), f.failed.Load(), time.Duration(f.slowest.Load()).Round(time.Millisecond), f.talked.Load())
+	f.ended.Do(func() {
+		f.stop()
+		f.endings.Wait()
+		f.kept.CloseIdleConnections()
+		f.t.Logf("%d requests, %d failed, the slowest took %s; %d messages over WebSockets",
+			f.asked.Load(), f.failed.Load(), time.Duration(f.slowest.Load()).Round(time.Millisecond), f.talked.Load())
+	})
 }
 
 // echoAll is the service of the traffic.
