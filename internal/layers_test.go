@@ -37,7 +37,7 @@ var layers = map[string]room{
 	"internal/websocket":           {1, []string{"internal/socket"}},
 	"internal/config":              {2, []string{"internal/endpoint"}},
 	"internal/limit":               {2, []string{"internal/fault", "internal/socket"}},
-	"internal/tunnel":              {2, []string{"internal/websocket"}},
+	"internal/tunnel":              {2, []string{"internal/socket", "internal/websocket"}},
 	".":                            {3, []string{"internal/backoff", "internal/endpoint", "internal/relay", "internal/tunnel", "internal/websocket"}},
 	"internal/acme":                {3, []string{"internal/config"}},
 	"internal/admin":               {3, []string{"internal/config"}},

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pikoproxy/piko/internal/socket"
 	"github.com/pikoproxy/piko/internal/syntax"
 )
 
@@ -17,7 +18,7 @@ const (
 	maxExtensions   = 16 << 10 // bytes of chunk extensions in one body
 	maxTrailerBytes = 16 << 10
 	copyMiddle      = 16 << 10
-	copyLarge       = 64 << 10
+	copyLarge       = socket.Block
 )
 
 // errClient marks an error of writing to the client: it is gone, and the upstream is not to blame.

@@ -5,10 +5,12 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"github.com/pikoproxy/piko/internal/socket"
 )
 
 // sizes are the lengths of buffers, in bytes.
-var sizes = [...]int{4 << 10, 16 << 10, 64 << 10, 128 << 10}
+var sizes = [...]int{4 << 10, 16 << 10, socket.Block, 2 * socket.Block}
 
 // restingClass is the index of the largest buffer that a direction keeps while it may have to wait for long.
 const restingClass = 1

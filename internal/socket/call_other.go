@@ -11,8 +11,10 @@ func read(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.R
 
 func write(fd uintptr, p []byte) (int, syscall.Errno) { return ordinary(syscall.Write, fd, p) }
 
-// begin is write.
-func begin(fd uintptr, p []byte) (int, syscall.Errno) { return write(fd, p) }
+// joint writes two pieces, one after the other.
+type joint struct{}
+
+func (*joint) write(fd uintptr, head, _ []byte) (int, syscall.Errno) { return write(fd, head) }
 
 // ordinary makes a call of which the runtime is told. On 386 and s390x Linux has no calls of their own for sockets.
 func ordinary(call func(fd int, p []byte) (int, error), fd uintptr, p []byte) (int, syscall.Errno) {

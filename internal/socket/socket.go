@@ -15,6 +15,11 @@ package socket
 
 import "net"
 
+// Block is how many bytes of a bulk are moved at a time, or a multiple of it. The longest segments of TCP, those of a loopback,
+// have 65,464 bytes or a few more: a block fits into one, with 56 bytes for what goes before it. What is longer by a few bytes
+// than whole segments ends in a tiny one, which is sent, acknowledged and received on its own, and wakes its reader once more.
+const Block = 64<<10 - 128
+
 // Wrap returns a connection to use in place of conn, if that is a TCP or Unix socket, or lets its socket be read and written
 // without it, as a method Bare() [net.Conn] tells. Any other is returned as it is, and one that was wrapped already.
 //

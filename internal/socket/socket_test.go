@@ -314,7 +314,10 @@ func TestNothingIsAllocated(t *testing.T) {
 	from, to := wrapped(t, a), wrapped(t, b)
 	p := make([]byte, 100)
 	n := testing.AllocsPerRun(100, func() {
-		if _, err := from.Write(p); err != nil {
+		if _, err := from.Write(p[:60]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := from.WriteAfter(p[60:80], p[80:]); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := to.Read(p); err != nil {

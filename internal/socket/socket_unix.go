@@ -43,10 +43,10 @@ func readFrom(fd uintptr, p []byte) (n int, errno syscall.Errno) {
 	}
 }
 
-// writeMore is writeTo for what more is going to follow at once.
-func writeMore(fd uintptr, p []byte) (n int, errno syscall.Errno) {
+// writeBoth is writeTo for two pieces, of which the second may have to be written again.
+func (j *joint) writeBoth(fd uintptr, head, p []byte) (n int, errno syscall.Errno) {
 	for {
-		if n, errno = begin(fd, p); errno != syscall.EINTR {
+		if n, errno = j.write(fd, head, p); errno != syscall.EINTR {
 			return n, errno
 		}
 	}
@@ -80,6 +80,7 @@ type direction struct {
 	p    []byte
 	n    int
 	err  syscall.Errno
+	both *joint // for head and p; made by the first such write
 }
 
 func wrap(conn net.Conn) *Conn {
@@ -118,11 +119,12 @@ func (d *direction) read(fd uintptr) bool {
 // write is likewise for writing: all was written, or that went wrong.
 func (d *direction) write(fd uintptr) bool {
 	for len(d.head) > 0 {
-		n, errno := writeMore(fd, d.head)
+		n, errno := d.both.writeBoth(fd, d.head, d.p)
 		if d.err = errno; errno != 0 {
 			return errno != syscall.EAGAIN
 		}
-		d.head = d.head[n:]
+		ahead := min(n, len(d.head))
+		d.head, d.n = d.head[ahead:], n-ahead
 	}
 	for d.n < len(d.p) {
 		n, errno := writeTo(fd, d.p[d.n:])
@@ -203,6 +205,9 @@ func (c *Conn) WriteAfter(head, p []byte) (int, error) {
 	d.turn.Lock()
 	defer d.turn.Unlock()
 	d.head, d.p, d.n, d.err = head, p, 0, 0
+	if len(head) > 0 && d.both == nil {
+		d.both = new(joint)
+	}
 	err := d.raw.Write(d.try)
 	d.head, d.p = nil, nil
 	switch {

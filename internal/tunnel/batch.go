@@ -5,12 +5,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pikoproxy/piko/internal/socket"
 	"github.com/pikoproxy/piko/internal/websocket"
 )
 
 const (
-	// maxFrame bounds the data frames of our streams, so that no stream holds up the others for long.
-	maxFrame = 32 << 10
+	// maxFrame bounds the data frames of our streams, so that no stream holds up the others for long. Two make a block.
+	maxFrame = socket.Block / 2
 
 	// maxBatch bounds what waits for the socket. With the ends of all streams and the urgent frames it stays below the
 	// message limit of 256 KiB.

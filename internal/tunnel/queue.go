@@ -1,11 +1,17 @@
 package tunnel
 
-import "sync"
+import (
+	"sync"
 
-// Sizes of chunks, in bytes.
+	"github.com/pikoproxy/piko/internal/socket"
+)
+
+// Sizes of chunks, in bytes. A huge one comes behind at least as much as a large one holds, so that a peer can't make us hold
+// much more than it has sent.
 const (
 	smallChunk = 4 << 10
 	largeChunk = 32 << 10
+	hugeChunk  = socket.Block
 )
 
 // chunk is a piece of what a stream has received and nobody has read yet.
@@ -19,10 +25,15 @@ type chunk struct {
 var (
 	smallChunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, smallChunk)} }}
 	largeChunks = sync.Pool{New: func() any { return &chunk{b: make([]byte, largeChunk)} }}
+	hugeChunks  = sync.Pool{New: func() any { return &chunk{b: make([]byte, hugeChunk)} }}
 )
 
-func newChunk(n int) *chunk {
-	if n <= smallChunk {
+// newChunk returns a chunk for n bytes that come behind others.
+func newChunk(n, behind int) *chunk {
+	switch {
+	case behind >= largeChunk:
+		return hugeChunks.Get().(*chunk)
+	case n <= smallChunk:
 		return smallChunks.Get().(*chunk)
 	}
 	return largeChunks.Get().(*chunk)
@@ -30,10 +41,13 @@ func newChunk(n int) *chunk {
 
 func (c *chunk) recycle() {
 	c.next, c.r, c.w = nil, 0, 0
-	if len(c.b) == smallChunk {
+	switch len(c.b) {
+	case smallChunk:
 		smallChunks.Put(c)
-	} else {
+	case largeChunk:
 		largeChunks.Put(c)
+	case hugeChunk:
+		hugeChunks.Put(c)
 	}
 }
 
@@ -45,10 +59,9 @@ type queue struct {
 
 // add copies p to the end.
 func (q *queue) add(p []byte) {
-	q.size += len(p)
 	for len(p) > 0 {
 		if q.tail == nil || q.tail.w == len(q.tail.b) {
-			c := newChunk(len(p))
+			c := newChunk(len(p), q.size)
 			if q.tail == nil {
 				q.head = c
 			} else {
@@ -58,6 +71,7 @@ func (q *queue) add(p []byte) {
 		}
 		n := copy(q.tail.b[q.tail.w:], p)
 		q.tail.w += n
+		q.size += n
 		p = p[n:]
 	}
 }

@@ -8,14 +8,17 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	kernel "github.com/pikoproxy/piko/internal/socket"
 )
 
-// bufferData is how many bytes of data fit into a buffer.
-const bufferData = 64 << 10
+// bufferData is how many bytes of data a buffer is good for.
+const bufferData = 2 * kernel.Block
 
-// buffer is what reads and writes borrow for the time of one burst.
+// buffer is what reads and writes borrow for the time of one burst. It has room for such data with its header, and for all that
+// a sender may have put around and between.
 type buffer struct {
-	bytes [HeaderRoom + bufferData]byte
+	bytes [128 << 10]byte
 }
 
 // buffers is a cache shared by all connections, so that idle ones hold nothing.
