@@ -37,8 +37,8 @@ const (
 	aloneAfter = 32
 	probeEvery = 16
 
-	// enough frames in a batch, or one for each enoughOf streams, are not made to wait for more: the far end has something to do
-	// meanwhile, and what each would save of the price of a write is little by then.
+	// enough frames in a batch, or one for each enoughOf streams, are not made to wait for more, nor is as much as a long one:
+	// the far end has something to do meanwhile, and what each would save of the price of a write is little by then.
 	enough   = 8
 	enoughOf = 8
 )

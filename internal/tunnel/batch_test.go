@@ -84,6 +84,28 @@ func TestEnoughFramesWaitForNobody(t *testing.T) {
 	}
 }
 
+// What is worth a write by its length is not made to wait, whatever was before it.
+func TestALongFrameWaitsForNobody(t *testing.T) {
+	for name, before := range map[string]int{"alone": 0, "behind a short one": 1} {
+		l := offline(role{})
+		st := opened(t, l)
+		drained(t, l)
+		l.mu.Lock()
+		l.sending = false
+		for range before {
+			st.dataLocked([]byte("x"))
+			if d := l.kickLocked(true); !d.wait {
+				t.Errorf("%s: who writes first has the duty %+v: want one that waits", name, d)
+			}
+		}
+		st.dataLocked(make([]byte, maxFrame))
+		if d := l.kickLocked(true); d.turn == 0 || d.wait {
+			t.Errorf("%s: the duty is %+v: want one that waits for nobody", name, d)
+		}
+		l.mu.Unlock()
+	}
+}
+
 func TestUrgentFramesGoFirst(t *testing.T) {
 	l := offline(role{})
 	st := opened(t, l)

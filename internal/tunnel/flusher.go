@@ -20,19 +20,24 @@ func (l *link) kickLocked(here bool) duty {
 	switch {
 	case !l.sending && here:
 		l.sending = true
-		l.yield = l.alone < aloneAfter || l.flushes%probeEvery == 0
+		l.yield = (l.alone < aloneAfter || l.flushes%probeEvery == 0) && !l.enoughLocked()
 		l.waiting = l.yield
 	case !l.sending:
 		l.sending = true
 		l.handOverLocked()
 		return duty{}
-	case here && l.waiting && l.frames >= max(enough, l.nstreams/enoughOf):
+	case here && l.waiting && l.enoughLocked():
 		l.waiting = false
 	default:
 		return duty{}
 	}
 	l.turn = max(l.turn+1, 1)
 	return duty{l.turn, l.waiting}
+}
+
+// enoughLocked reports whether what waits is not to wait for more. The caller holds mu.
+func (l *link) enoughLocked() bool {
+	return l.frames >= max(enough, l.nstreams/enoughOf) || l.batch != nil && len(l.batch.b) >= batchFront+maxFrame
 }
 
 // handOverLocked has the flusher send on. The caller holds mu, and was the one to send.
