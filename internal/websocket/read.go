@@ -21,8 +21,14 @@ type buffer struct {
 	bytes [128 << 10]byte
 }
 
-// buffers is a cache shared by all connections, so that idle ones hold nothing.
-var buffers = sync.Pool{New: func() any { return new(buffer) }}
+// room is what writes of one block or less borrow.
+type room [HeaderRoom + kernel.Block]byte
+
+// The caches are shared by all connections, so that idle ones hold nothing.
+var (
+	buffers = sync.Pool{New: func() any { return new(buffer) }}
+	rooms   = sync.Pool{New: func() any { return new(room) }}
+)
 
 // directRead is the size from which a caller's slice is good enough to always read into it from the socket.
 const directRead = 16 << 10

@@ -114,8 +114,9 @@ type Conn struct {
 	full   bool // the last socket read filled its buffer, so more is likely waiting
 	opened bool // into.socket is set
 
-	wmu   sync.Mutex // held during socket writes, so that frames do not mix; see Conn.unlock
-	nudge *nudge     // for TryWrite; guarded by wmu
+	wmu    sync.Mutex       // held during socket writes, so that frames do not mix; see Conn.unlock
+	nudge  *nudge           // for TryWrite; guarded by wmu
+	header [HeaderRoom]byte // of a message whose data is written from where it is; guarded by wmu
 
 	wend atomic.Pointer[failure] // why writing ended; nil while it may go on
 

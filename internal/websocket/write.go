@@ -33,11 +33,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 	}
 	c.wmu.Lock()
 	defer c.unlock()
-	buf := buffers.Get().(*buffer)
-	defer buffers.Put(buf)
 	sent := 0
 	for sent < len(p) {
-		n, err := c.writeSome(p[sent:], buf)
+		n, err := c.writeSome(p[sent:])
 		if err != nil {
 			return sent, err
 		}
@@ -48,22 +46,29 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return sent, nil
 }
 
-// writeSome sends a message with the beginning of p, by means of buf, and returns how much that is. The caller holds
-// wmu.
-func (c *Conn) writeSome(p []byte, buf *buffer) (int, error) {
-	joiner := kernel.JoinerOf(c.conn)
-	if joiner == nil || c.client || len(p) < joinFrom {
-		p = p[:min(len(p), bufferData, c.maxMessage)]
-		return len(p), c.sendLocked(c.frame(buf.bytes[:HeaderRoom+len(p)], p))
-	}
-	// Nothing is masked and nothing encrypted, so that the kernel can take the data from where it is.
+// writeSome sends a message with the beginning of p, and returns how much that is. What waits for a peer that is slow takes no
+// larger buffer than it needs. The caller holds wmu.
+func (c *Conn) writeSome(p []byte) (int, error) {
 	p = p[:min(len(p), c.maxMessage)]
-	at := putHeader(buf.bytes[:HeaderRoom], opBinary, len(p), false, 0)
-	if end := c.wend.Load(); end != nil {
-		return 0, end.err
+	joiner := kernel.JoinerOf(c.conn)
+	if joiner != nil && !c.client && len(p) >= joinFrom {
+		// Nothing is masked and nothing encrypted, so that the kernel can take the data from where it is.
+		at := putHeader(c.header[:], opBinary, len(p), false, 0)
+		if end := c.wend.Load(); end != nil {
+			return 0, end.err
+		}
+		_, err := joiner.WriteAfter(c.header[at:], p)
+		return len(p), c.wrote(err)
 	}
-	_, err := joiner.WriteAfter(buf.bytes[at:HeaderRoom], p)
-	return len(p), c.wrote(err)
+	p = p[:min(len(p), bufferData)]
+	if len(p) <= kernel.Block {
+		room := rooms.Get().(*room)
+		defer rooms.Put(room)
+		return len(p), c.sendLocked(c.frame(room[:HeaderRoom+len(p)], p))
+	}
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
+	return len(p), c.sendLocked(c.frame(buf.bytes[:HeaderRoom+len(p)], p))
 }
 
 // WriteReserved sends p[HeaderRoom:] as one message with one write to the socket. It overwrites p[:HeaderRoom], and on
