@@ -43,7 +43,7 @@ func readFrom(fd uintptr, p []byte) (n int, errno syscall.Errno) {
 	}
 }
 
-// writeBoth is writeTo for two pieces, of which the second may have to be written again.
+// writeBoth is writeTo for two pieces, of which some may be left to be written.
 func (j *joint) writeBoth(fd uintptr, head, p []byte) (n int, errno syscall.Errno) {
 	for {
 		if n, errno = j.write(fd, head, p); errno != syscall.EINTR {

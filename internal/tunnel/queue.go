@@ -59,6 +59,9 @@ type queue struct {
 
 // add copies p to the end.
 func (q *queue) add(p []byte) {
+	if c := q.tail; c != nil && c == q.head && len(c.b) == smallChunk && c.w+len(p) > smallChunk {
+		q.outgrow()
+	}
 	for len(p) > 0 {
 		if q.tail == nil || q.tail.w == len(q.tail.b) {
 			c := newChunk(len(p), q.size)
@@ -74,6 +77,14 @@ func (q *queue) add(p []byte) {
 		q.size += n
 		p = p[n:]
 	}
+}
+
+// outgrow moves what is in a queue of one small chunk to a large one, so that it goes on together with what comes behind.
+func (q *queue) outgrow() {
+	small, large := q.head, largeChunks.Get().(*chunk)
+	large.w = copy(large.b, small.b[small.r:small.w])
+	small.recycle()
+	q.head, q.tail = large, large
 }
 
 // take moves what fits from the front to p.

@@ -36,7 +36,7 @@ func TestQueue(t *testing.T) {
 		if !bytes.Equal(got.Bytes(), data) || q.size != 0 {
 			t.Errorf("in pieces of %d: other bytes came out, or %d are left", size, q.size)
 		}
-		if most := len(data)/socket.Block + 3; size >= smallChunk && chunks > most {
+		if most := len(data)/socket.Block + 2; chunks > most {
 			t.Errorf("in pieces of %d: %d chunks for %d bytes, want at most %d", size, chunks, len(data), most)
 		}
 	}
