@@ -21,13 +21,13 @@ type buffer struct {
 	bytes [128 << 10]byte
 }
 
-// room is what writes of one block or less borrow.
-type room [HeaderRoom + kernel.Block]byte
+// blockRoom is what writes of one block or less borrow.
+type blockRoom [HeaderRoom + kernel.Block]byte
 
 // The caches are shared by all connections, so that idle ones hold nothing.
 var (
-	buffers = sync.Pool{New: func() any { return new(buffer) }}
-	rooms   = sync.Pool{New: func() any { return new(room) }}
+	buffers    = sync.Pool{New: func() any { return new(buffer) }}
+	blockRooms = sync.Pool{New: func() any { return new(blockRoom) }}
 )
 
 // directRead is the size from which a caller's slice is good enough to always read into it from the socket.

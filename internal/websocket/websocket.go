@@ -21,7 +21,7 @@
 // # What a peer may do
 //
 // A peer that breaks the protocol or one of the limits below gets a Close frame with the code, and [Conn.Read] returns
-// a [*ProtocolError]. Nothing it sends makes a Conn hold more than one buffer of 64 KiB.
+// a [*ProtocolError]. Nothing it sends makes a Conn hold more than one buffer of 128 KiB.
 //
 //	message longer than MaxMessage                              1009
 //	more than 64 fragments in a message, and one for each KiB   1008

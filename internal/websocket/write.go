@@ -62,8 +62,8 @@ func (c *Conn) writeSome(p []byte) (int, error) {
 	}
 	p = p[:min(len(p), bufferData)]
 	if len(p) <= kernel.Block {
-		room := rooms.Get().(*room)
-		defer rooms.Put(room)
+		room := blockRooms.Get().(*blockRoom)
+		defer blockRooms.Put(room)
 		return len(p), c.sendLocked(c.frame(room[:HeaderRoom+len(p)], p))
 	}
 	buf := buffers.Get().(*buffer)
